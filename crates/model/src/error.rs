@@ -1,0 +1,32 @@
+//! What can go wrong while loading or running the model.
+
+/// Errors of the model.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device could not do it.
+    #[error(transparent)]
+    Device(#[from] fathom_kernels::Error),
+    /// A tensor could not be had from the checkpoint.
+    #[error(transparent)]
+    Weights(#[from] fathom_weights::Error),
+    /// A token that the vocabulary does not have.
+    #[error(
+        "token id {token} at position {position} is outside the vocabulary of {vocab}; is this the model's own tokenizer?"
+    )]
+    Token {
+        /// The id.
+        token: u32,
+        /// Where it stood in the session.
+        position: usize,
+        /// `vocab_size`.
+        vocab: usize,
+    },
+    /// The session would outgrow the context.
+    #[error("{wanted} tokens do not fit: the model's context is {limit} (max_position_embeddings)")]
+    ContextFull {
+        /// Tokens the session would have.
+        wanted: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+}
