@@ -1,9 +1,15 @@
 //! Numbers only: the [`Device`] trait and its opaque buffers, the memory ledger, and the CPU's kernels.
 
+mod cpu;
 mod device;
 mod error;
 mod ledger;
+pub mod math;
+mod ops;
+mod pool;
+mod simd;
 
+pub use cpu::Buffer;
 pub use device::*;
 pub use error::{Error, human};
 pub use ledger::{Holding, Ledger, Reservation, Share};

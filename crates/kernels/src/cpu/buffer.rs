@@ -1,0 +1,111 @@
+//! Memory of the CPU device.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
+use std::ptr::NonNull;
+
+use bytes::Bytes;
+
+use crate::Reservation;
+
+/// Owned memory starts on a cache line.
+const ALIGN: usize = 64;
+
+/// Memory of the CPU device: bytes of its own, or a read-only view of somebody else's (a mapped file).
+pub struct Buffer(Storage);
+
+enum Storage {
+    Owned { start: NonNull<u8>, len: usize, _reservation: Reservation },
+    Shared(Bytes),
+}
+
+// SAFETY: an owned buffer is plain bytes with one owner; access follows the borrow of the buffer.
+unsafe impl Send for Buffer {}
+// SAFETY: as above; a shared borrow only reads.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    pub(crate) fn shared(bytes: Bytes) -> Self {
+        Buffer(Storage::Shared(bytes))
+    }
+
+    pub(crate) fn zeroed(len: usize, reservation: Reservation) -> Self {
+        let start = if len == 0 {
+            NonNull::<u128>::dangling().cast()
+        } else {
+            let layout = layout(len);
+            // SAFETY: the layout's size is not zero.
+            NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
+        };
+        Buffer(Storage::Owned { start, len, _reservation: reservation })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            // SAFETY: `start` is valid for `len` initialised bytes as long as the buffer lives.
+            Storage::Owned { start, len, .. } => unsafe { std::slice::from_raw_parts(start.as_ptr(), *len) },
+            Storage::Shared(bytes) => bytes,
+        }
+    }
+
+    /// Panics on shared memory: nothing the model does writes to weights.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.0 {
+            // SAFETY: as in `bytes`, and the borrow is unique.
+            Storage::Owned { start, len, .. } => unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), *len) },
+            Storage::Shared(_) => panic!("write to a read-only buffer"),
+        }
+    }
+
+    /// The bytes as f32. Panics where they are not aligned for it, as mapped files may be.
+    pub(crate) fn f32(&self) -> &[f32] {
+        // SAFETY: every bit pattern is an f32; alignment is checked below.
+        let (before, values, after) = unsafe { self.bytes().align_to::<f32>() };
+        assert!(before.is_empty() && after.is_empty(), "buffer is not f32");
+        values
+    }
+
+    pub(crate) fn f32_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `f32`.
+        let (before, values, after) = unsafe { self.bytes_mut().align_to_mut::<f32>() };
+        assert!(before.is_empty() && after.is_empty(), "buffer is not f32");
+        values
+    }
+
+    /// The bytes as u32.
+    pub(crate) fn u32(&self) -> &[u32] {
+        // SAFETY: every bit pattern is a u32; alignment is checked below.
+        let (before, values, after) = unsafe { self.bytes().align_to::<u32>() };
+        assert!(before.is_empty() && after.is_empty(), "buffer is not u32");
+        values
+    }
+
+    pub(crate) fn u32_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as in `u32`.
+        let (before, values, after) = unsafe { self.bytes_mut().align_to_mut::<u32>() };
+        assert!(before.is_empty() && after.is_empty(), "buffer is not u32");
+        values
+    }
+}
+
+fn layout(len: usize) -> Layout {
+    Layout::from_size_align(len, ALIGN).expect("a length below isize::MAX")
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Storage::Owned { start, len, .. } = &self.0
+            && *len > 0
+        {
+            // SAFETY: allocated in `zeroed` with this layout.
+            unsafe { dealloc(start.as_ptr(), layout(*len)) }
+        }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if matches!(self.0, Storage::Owned { .. }) { "owned" } else { "shared" };
+        write!(f, "Buffer({kind}, {} bytes)", self.bytes().len())
+    }
+}

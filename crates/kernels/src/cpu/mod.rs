@@ -1,0 +1,5 @@
+//! The CPU as a device.
+
+mod buffer;
+
+pub use buffer::Buffer;

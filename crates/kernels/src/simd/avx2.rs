@@ -1,0 +1,205 @@
+//! AVX2 with FMA and F16C: two registers of eight lanes.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+/// Exists only where the CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    pub(crate) fn new() -> Option<Self> {
+        let has =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        has.then_some(Avx2(()))
+    }
+
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<K: Kernel>(s: Avx2, kernel: K) -> K::Output {
+            kernel.run(s)
+        }
+        // SAFETY: `self` proves that the CPU has these features.
+        unsafe { inner(self, kernel) }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct F(__m256, __m256);
+
+/// Even k low and high, odd k low and high.
+#[derive(Clone, Copy)]
+pub(crate) struct W([__m256i; 4]);
+
+/// Biased doubled E2M1 values, one copy for each 128-bit half.
+const FP4_BIASED: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+macro_rules! lanes {
+    ($($name:ident($($arg:ident),+) = $op:ident;)+) => { $(
+        #[inline(always)]
+        fn $name(self, $($arg: F),+) -> F {
+            // SAFETY: `self` proves that the CPU has AVX2 and FMA.
+            unsafe { F($op($($arg.0),+), $op($($arg.1),+)) }
+        }
+    )+ };
+}
+
+impl Simd for Avx2 {
+    type F = F;
+    type W = W;
+
+    lanes! {
+        add(a, b) = _mm256_add_ps;
+        sub(a, b) = _mm256_sub_ps;
+        mul(a, b) = _mm256_mul_ps;
+        div(a, b) = _mm256_div_ps;
+        fma(a, b, c) = _mm256_fmadd_ps;
+        max(a, b) = _mm256_max_ps;
+        min(a, b) = _mm256_min_ps;
+        round(a) = round8;
+        pow2(n) = pow2_8;
+        keep_ge(x, bound, v) = keep_ge8;
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> F {
+        // SAFETY: `self` proves AVX.
+        unsafe { F(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> F {
+        // SAFETY: the caller gives 16 readable f32.
+        unsafe { F(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: F) {
+        // SAFETY: the caller gives 16 writable f32.
+        unsafe {
+            _mm256_storeu_ps(p, v.0);
+            _mm256_storeu_ps(p.add(8), v.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> F {
+        // SAFETY: the caller gives 32 readable bytes; `self` proves AVX2.
+        unsafe {
+            let half = |p: *const u8| {
+                let raw = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(raw))
+            };
+            F(half(p), half(p.add(16)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_fp8(self, p: *const u8) -> F {
+        // SAFETY: the caller gives 16 readable bytes; `self` proves AVX2 and F16C.
+        unsafe {
+            // s eeee mmm, sign-extended and shifted by 7, is a half with the exponent's bias off by 8; bit 14 is a
+            // copy of the sign and goes.
+            let wide = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())));
+            let half = _mm256_and_si256(wide, _mm256_set1_epi16(0xBF80_u16 as i16));
+            F(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(half)))
+        }
+    }
+    #[inline(always)]
+    fn sum(self, v: F) -> f32 {
+        // SAFETY: `self` proves AVX.
+        unsafe {
+            let eight = _mm256_add_ps(v.0, v.1);
+            sum4(_mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_fp4(self, p: *const u8) -> W {
+        // SAFETY: the caller gives 64 readable bytes; `self` proves AVX2.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(FP4_BIASED.as_ptr().cast()));
+            let low = _mm256_set1_epi8(15);
+            let (a, b) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()));
+            let even = |v| _mm256_shuffle_epi8(table, _mm256_and_si256(v, low));
+            let odd = |v| _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(v), low));
+            W([even(a), even(b), odd(a), odd(b)])
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_fp4(self, w: W, x: *const i8, bias: *const i32) -> F {
+        // SAFETY: the caller gives 128 readable i8 and 16 readable i32; `self` proves AVX2.
+        unsafe {
+            // Each maddubs pair is at most 2·24·127 = 6,096 and two are added: no i16 overflows.
+            let half = |even, odd, at: usize| {
+                let x_even = _mm256_loadu_si256(x.add(at).cast());
+                let x_odd = _mm256_loadu_si256(x.add(64 + at).cast());
+                let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(even, x_even), _mm256_maddubs_epi16(odd, x_odd));
+                let octets = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(octets, _mm256_loadu_si256(bias.add(at / 4).cast())))
+            };
+            F(half(w.0[0], w.0[2], 0), half(w.0[1], w.0[3], 32))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> F {
+        // SAFETY: the caller gives 4 readable bytes and 4 readable f32; `self` proves AVX2.
+        unsafe {
+            let e = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(e.cast::<i32>().read_unaligned()));
+            let x = _mm_mul_ps(_mm_loadu_ps(x), _mm_set1_ps(0.5));
+            let four = _mm_mul_ps(x, _mm_castsi128_ps(_mm_slli_epi32::<23>(e)));
+            let both = _mm256_set_m128(four, four);
+            F(
+                _mm256_permutevar8x32_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
+                _mm256_permutevar8x32_ps(both, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3)),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_index(self, key: *const u8, q: *const i8, bias: *const i32) -> F {
+        // SAFETY: the caller gives 32 readable bytes, 512 readable i8 and 16 readable i32; `self` proves AVX2.
+        unsafe {
+            let mut sums = [_mm256_setzero_si256(); 2];
+            // A pair is at most 2·24·12 = 576 and eight are added: no i16 overflows.
+            for step in 0..8 {
+                let four = _mm256_set1_epi32(key.add(4 * step).cast::<i32>().read_unaligned());
+                for (half, sum) in sums.iter_mut().enumerate() {
+                    let heads = _mm256_loadu_si256(q.add(64 * step + 32 * half).cast());
+                    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(four, heads));
+                }
+            }
+            let finish = |sum, bias: *const i32| {
+                let wide = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, _mm256_loadu_si256(bias.cast())))
+            };
+            F(finish(sums[0], bias), finish(sums[1], bias.add(8)))
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn round8(a: __m256) -> __m256 {
+    // SAFETY: called from `Avx2`'s methods only.
+    unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+}
+
+#[inline(always)]
+unsafe fn pow2_8(n: __m256) -> __m256 {
+    // SAFETY: called from `Avx2`'s methods only.
+    unsafe {
+        let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+    }
+}
+
+#[inline(always)]
+unsafe fn keep_ge8(x: __m256, bound: __m256, v: __m256) -> __m256 {
+    // SAFETY: called from `Avx2`'s methods only.
+    unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, bound), v) }
+}
+
+/// 4 → 2 → 1.
+#[inline(always)]
+pub(super) unsafe fn sum4(four: __m128) -> f32 {
+    // SAFETY: SSE is part of x86-64.
+    unsafe {
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}

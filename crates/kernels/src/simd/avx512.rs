@@ -1,0 +1,168 @@
+//! AVX-512 F, BW, VL with VNNI: one register of sixteen lanes.
+
+use std::arch::x86_64::*;
+
+use super::avx2::sum4;
+use super::{Kernel, Simd};
+
+/// Exists only where the CPU has AVX-512 F, BW, VL and VNNI.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    pub(crate) fn new() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Avx512(()))
+    }
+
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+        fn inner<K: Kernel>(s: Avx512, kernel: K) -> K::Output {
+            kernel.run(s)
+        }
+        // SAFETY: `self` proves that the CPU has these features.
+        unsafe { inner(self, kernel) }
+    }
+}
+
+/// Even k, odd k.
+#[derive(Clone, Copy)]
+pub(crate) struct W(__m512i, __m512i);
+
+/// Biased doubled E2M1 values.
+const FP4_BIASED: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+macro_rules! lanes {
+    ($($name:ident($($arg:ident),+) = $op:ident;)+) => { $(
+        #[inline(always)]
+        fn $name(self, $($arg: __m512),+) -> __m512 {
+            // SAFETY: `self` proves that the CPU has AVX-512 F.
+            unsafe { $op($($arg),+) }
+        }
+    )+ };
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type W = W;
+
+    lanes! {
+        add(a, b) = _mm512_add_ps;
+        sub(a, b) = _mm512_sub_ps;
+        mul(a, b) = _mm512_mul_ps;
+        div(a, b) = _mm512_div_ps;
+        fma(a, b, c) = _mm512_fmadd_ps;
+        max(a, b) = _mm512_max_ps;
+        min(a, b) = _mm512_min_ps;
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller gives 16 readable f32.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: the caller gives 16 writable f32.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller gives 32 readable bytes; `self` proves AVX-512 F.
+        unsafe {
+            let raw = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(raw))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_fp8(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller gives 16 readable bytes; `self` proves AVX-512 F and AVX2. As in `Avx2::load_fp8`.
+        unsafe {
+            let wide = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())));
+            _mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16(0xBF80_u16 as i16)))
+        }
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+    #[inline(always)]
+    fn pow2(self, n: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+    }
+    #[inline(always)]
+    fn keep_ge(self, x: __m512, bound: __m512, v: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, bound), v) }
+    }
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        // SAFETY: `self` proves AVX-512 F and AVX.
+        unsafe {
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(v), high);
+            sum4(_mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_fp4(self, p: *const u8) -> W {
+        // SAFETY: the caller gives 64 readable bytes; `self` proves AVX-512 BW.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(FP4_BIASED.as_ptr().cast()));
+            let low = _mm512_set1_epi8(15);
+            let raw = _mm512_loadu_si512(p.cast());
+            W(
+                _mm512_shuffle_epi8(table, _mm512_and_si512(raw, low)),
+                _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16::<4>(raw), low)),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_fp4(self, w: W, x: *const i8, bias: *const i32) -> __m512 {
+        // SAFETY: the caller gives 128 readable i8 and 16 readable i32; `self` proves VNNI.
+        unsafe {
+            let bias = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(bias.cast()));
+            let even = _mm512_dpbusd_epi32(bias, w.0, _mm512_loadu_si512(x.cast()));
+            _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(even, w.1, _mm512_loadu_si512(x.add(64).cast())))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> __m512 {
+        // SAFETY: the caller gives 4 readable bytes and 4 readable f32; `self` proves AVX-512 F.
+        unsafe {
+            let e = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(e.cast::<i32>().read_unaligned()));
+            let x = _mm_mul_ps(_mm_loadu_ps(x), _mm_set1_ps(0.5));
+            let four = _mm_mul_ps(x, _mm_castsi128_ps(_mm_slli_epi32::<23>(e)));
+            let octets = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+            _mm512_permutexvar_ps(octets, _mm512_castps128_ps512(four))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_index(self, key: *const u8, q: *const i8, bias: *const i32) -> __m512 {
+        // SAFETY: the caller gives 32 readable bytes, 512 readable i8 and 16 readable i32; `self` proves VNNI.
+        unsafe {
+            let mut sum = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(bias.cast()));
+            for step in 0..8 {
+                let four = _mm512_set1_epi32(key.add(4 * step).cast::<i32>().read_unaligned());
+                sum = _mm512_dpbusd_epi32(sum, four, _mm512_loadu_si512(q.add(64 * step).cast()));
+            }
+            _mm512_cvtepi32_ps(sum)
+        }
+    }
+}

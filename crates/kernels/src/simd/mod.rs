@@ -1,0 +1,167 @@
+//! Sixteen f32 lanes, on whatever this CPU has.
+//!
+//! Every kernel is written once over [`Simd`], whose primitives are exact by IEEE 754 (or integers), so each
+//! instruction set gives the same bits by construction. The instruction sets are values that exist only where the
+//! CPU has them; this is the one place that chooses.
+//!
+//! The order of every floating sum over k: lane `k mod 16` takes its terms ascending with fused multiply-add, then the
+//! lanes fold 16 → 8 → 4 → 2 → 1, each lane with the one half the width above it.
+
+mod plain;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+use std::fmt;
+
+use crate::Error;
+
+pub(crate) use plain::Plain;
+
+/// How many f32 a [`Simd::F`] holds.
+pub(crate) const LANES: usize = 16;
+
+/// FP4 weights are fed to integer products as `2·value + FP4_BIAS`, which is never negative.
+pub(crate) const FP4_BIAS: i32 = 12;
+
+/// Sixteen f32 lanes and what can be done with them.
+///
+/// # Safety
+/// Pointers given to the unsafe functions are valid for the bytes they name, at any alignment. All functions must
+/// end up inlined in code that has the instruction set's features: see [`Isa::run`].
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Sixteen f32.
+    type F: Copy;
+    /// 128 FP4 weights as unsigned bytes `2·value + FP4_BIAS`: those of even k, then those of odd k.
+    type W: Copy;
+
+    fn splat(self, x: f32) -> Self::F;
+    /// Reads 16 f32.
+    unsafe fn load(self, p: *const f32) -> Self::F;
+    /// Writes 16 f32.
+    unsafe fn store(self, p: *mut f32, v: Self::F);
+    /// Reads 16 bfloat16.
+    unsafe fn load_bf16(self, p: *const u8) -> Self::F;
+    /// Reads 16 E4M3 as value · 2⁻⁸. The two NaN codes read as ±480.
+    unsafe fn load_fp8(self, p: *const u8) -> Self::F;
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a·b + c, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a where a > b, else b.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a where a < b, else b.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// 2ⁿ of integers n from −126 to 127.
+    fn pow2(self, n: Self::F) -> Self::F;
+    /// v where x ≥ bound, else +0.
+    fn keep_ge(self, x: Self::F, bound: Self::F, v: Self::F) -> Self::F;
+    /// The sum, in the tree of the module's text.
+    fn sum(self, v: Self::F) -> f32;
+
+    /// Reads 128 FP4 weights (64 bytes).
+    unsafe fn load_fp4(self, p: *const u8) -> Self::W;
+    /// Integer products of 128 weights and 128 int8 (64 of even k, then 64 of odd k): lane j has the sum over
+    /// k in `[8j, 8j+8)` of `2·weight · x`, as f32. `bias` has `FP4_BIAS · Σ x` of each octet, 16 i32.
+    unsafe fn dot_fp4(self, w: Self::W, x: *const i8, bias: *const i32) -> Self::F;
+    /// Four scales, of 32 columns each, to the lanes of their octets: `x[j/4] · 2^(e[j/4] − 128)`.
+    unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> Self::F;
+
+    /// Integer products of one FP4 index key with sixteen heads' FP4 queries, over one group of 32 dims: lane h has
+    /// `Σ_k key[k]·q[h][k]`, both as doubled integers, as f32. `key` is 32 i8 biased by [`FP4_BIAS`]; `q` is
+    /// `[8][16 heads][4]` i8; `bias` has `FP4_BIAS · Σ_k q[h][k]`, 16 i32.
+    unsafe fn dot_index(self, key: *const u8, q: *const i8, bias: *const i32) -> Self::F;
+}
+
+/// Something to run with some instruction set.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// An instruction set that this CPU has.
+#[derive(Clone, Copy)]
+pub(crate) enum Isa {
+    Plain(Plain),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
+}
+
+impl Isa {
+    /// Every instruction set this CPU has, best first; the plain code is always last.
+    pub(crate) fn available() -> Vec<Isa> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(avx512::Avx512::new().map(Isa::Avx512));
+            all.extend(avx2::Avx2::new().map(Isa::Avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(neon::Neon::new().map(Isa::Neon));
+        all.push(Isa::Plain(Plain));
+        all
+    }
+
+    /// The names of those that fathom knows and this CPU lacks.
+    pub(crate) fn missing() -> Vec<&'static str> {
+        let have: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+        ["avx512", "avx2", "neon"].into_iter().filter(|name| !have.contains(name)).collect()
+    }
+
+    /// The one of that name, or the best there is.
+    pub(crate) fn choose(name: Option<&str>) -> Result<Isa, Error> {
+        let all = Isa::available();
+        let Some(name) = name else { return Ok(all[0]) };
+        all.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| Error::NoSuchIsa {
+            isa: name.to_owned(),
+            available: all.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Isa::Plain(_) => "plain",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => "neon",
+        }
+    }
+
+    /// Runs a kernel compiled for this instruction set.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Isa::Plain(s) => kernel.run(s),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(s) => s.run(kernel),
+        }
+    }
+}
+
+impl fmt::Debug for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests;

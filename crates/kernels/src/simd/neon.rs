@@ -1,0 +1,1 @@
+//! NEON: four registers of four lanes.

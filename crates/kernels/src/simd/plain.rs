@@ -1,0 +1,130 @@
+//! Plain Rust: what every machine can run, and what the other instruction sets must match.
+
+use super::{FP4_BIAS, LANES, Simd};
+
+/// No instruction set in particular.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain;
+
+type F = [f32; LANES];
+
+/// E2M1 codes as doubled integers.
+const FP4_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+fn zip(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+/// An E4M3 byte as value · 2⁻⁸, by way of half-precision bits.
+fn fp8(byte: u8) -> f32 {
+    let magnitude = u32::from(byte & 0x7f);
+    let sign = if byte & 0x80 == 0 { 1.0 } else { -1.0 };
+    let value = match magnitude >> 3 {
+        0 => magnitude as f32 * (1.0 / 512.0),
+        e => (8 + (magnitude & 7)) as f32 * 0.125 * f32::from_bits((e + 120) << 23),
+    };
+    sign * value * (1.0 / 256.0)
+}
+
+impl Simd for Plain {
+    type F = F;
+    type W = [u8; 128];
+
+    fn splat(self, x: f32) -> F {
+        [x; LANES]
+    }
+    unsafe fn load(self, p: *const f32) -> F {
+        // SAFETY: the caller gives 16 readable f32 at any alignment.
+        unsafe { p.cast::<F>().read_unaligned() }
+    }
+    unsafe fn store(self, p: *mut f32, v: F) {
+        // SAFETY: the caller gives 16 writable f32 at any alignment.
+        unsafe { p.cast::<F>().write_unaligned(v) }
+    }
+    unsafe fn load_bf16(self, p: *const u8) -> F {
+        // SAFETY: the caller gives 32 readable bytes.
+        let raw = unsafe { p.cast::<[[u8; 2]; LANES]>().read() };
+        raw.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+    }
+    unsafe fn load_fp8(self, p: *const u8) -> F {
+        // SAFETY: the caller gives 16 readable bytes.
+        unsafe { p.cast::<[u8; LANES]>().read() }.map(fp8)
+    }
+    fn add(self, a: F, b: F) -> F {
+        zip(a, b, |x, y| x + y)
+    }
+    fn sub(self, a: F, b: F) -> F {
+        zip(a, b, |x, y| x - y)
+    }
+    fn mul(self, a: F, b: F) -> F {
+        zip(a, b, |x, y| x * y)
+    }
+    fn div(self, a: F, b: F) -> F {
+        zip(a, b, |x, y| x / y)
+    }
+    fn fma(self, a: F, b: F, c: F) -> F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    fn max(self, a: F, b: F) -> F {
+        zip(a, b, |x, y| if x > y { x } else { y })
+    }
+    fn min(self, a: F, b: F) -> F {
+        zip(a, b, |x, y| if x < y { x } else { y })
+    }
+    fn round(self, a: F) -> F {
+        a.map(f32::round_ties_even)
+    }
+    fn pow2(self, n: F) -> F {
+        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    fn keep_ge(self, x: F, bound: F, v: F) -> F {
+        std::array::from_fn(|i| if x[i] >= bound[i] { v[i] } else { 0.0 })
+    }
+    fn sum(self, v: F) -> f32 {
+        let mut v = v;
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                v[i] += v[i + width];
+            }
+        }
+        v[0]
+    }
+    unsafe fn load_fp4(self, p: *const u8) -> [u8; 128] {
+        // SAFETY: the caller gives 64 readable bytes.
+        let raw = unsafe { p.cast::<[u8; 64]>().read() };
+        let mut w = [0; 128];
+        for (i, byte) in raw.into_iter().enumerate() {
+            w[i] = (i32::from(FP4_DOUBLED[usize::from(byte & 15)]) + FP4_BIAS) as u8;
+            w[64 + i] = (i32::from(FP4_DOUBLED[usize::from(byte >> 4)]) + FP4_BIAS) as u8;
+        }
+        w
+    }
+    unsafe fn dot_fp4(self, w: [u8; 128], x: *const i8, bias: *const i32) -> F {
+        // SAFETY: the caller gives 128 readable i8 and 16 readable i32.
+        let (x, bias) =
+            unsafe { (x.cast::<[i8; 128]>().read_unaligned(), bias.cast::<[i32; LANES]>().read_unaligned()) };
+        std::array::from_fn(|lane| {
+            let octet = (4 * lane..4 * lane + 4).chain(64 + 4 * lane..64 + 4 * lane + 4);
+            (octet.map(|i| i32::from(w[i]) * i32::from(x[i])).sum::<i32>() - bias[lane]) as f32
+        })
+    }
+    unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> F {
+        // SAFETY: the caller gives 4 readable bytes and 4 readable f32.
+        let (e, x) = unsafe { (e.cast::<[u8; 4]>().read(), x.cast::<[f32; 4]>().read_unaligned()) };
+        std::array::from_fn(|lane| x[lane / 4] * 0.5 * f32::from_bits(u32::from(e[lane / 4]) << 23))
+    }
+    unsafe fn dot_index(self, key: *const u8, q: *const i8, bias: *const i32) -> F {
+        // SAFETY: the caller gives 32 readable bytes, 512 readable i8 and 16 readable i32.
+        let (key, q, bias) = unsafe {
+            (
+                key.cast::<[u8; 32]>().read(),
+                &*q.cast::<[[[i8; 4]; LANES]; 8]>(),
+                bias.cast::<[i32; LANES]>().read_unaligned(),
+            )
+        };
+        std::array::from_fn(|h| {
+            let dot: i32 = (0..32).map(|k| i32::from(key[k]) * i32::from(q[k / 4][h][k % 4])).sum();
+            (dot - bias[h]) as f32
+        })
+    }
+}

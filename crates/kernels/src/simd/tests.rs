@@ -1,0 +1,130 @@
+//! Every primitive of every instruction set this CPU has, against the plain one.
+
+use super::*;
+
+/// A small deterministic generator for tests.
+pub(crate) struct Random(pub u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+    /// Roughly normal.
+    pub(crate) fn normal(&mut self) -> f32 {
+        (0..6).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5).sum::<f32>() * 1.4
+    }
+    pub(crate) fn byte(&mut self) -> u8 {
+        self.next() as u8
+    }
+    pub(crate) fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.normal()).collect()
+    }
+    pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| self.byte()).collect()
+    }
+}
+
+/// The results of all primitives on one set of inputs, as bits.
+struct All<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    c: &'a [f32],
+    bytes: &'a [u8],
+    q: &'a [i8],
+    bias: &'a [i32],
+}
+
+impl Kernel for All<'_> {
+    type Output = Vec<u32>;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Vec<u32> {
+        let mut out = Vec::new();
+        let mut put = |v: S::F| {
+            let mut lanes = [0.0; LANES];
+            // SAFETY: 16 writable f32.
+            unsafe { s.store(lanes.as_mut_ptr(), v) };
+            out.extend(lanes.map(f32::to_bits));
+        };
+        // SAFETY: the slices are as long as the primitives need (see `primitives_match_plain`).
+        unsafe {
+            let (a, b, c) = (s.load(self.a.as_ptr()), s.load(self.b.as_ptr()), s.load(self.c.as_ptr()));
+            put(s.splat(self.a[3]));
+            put(s.add(a, b));
+            put(s.sub(a, b));
+            put(s.mul(a, b));
+            put(s.div(a, b));
+            put(s.fma(a, b, c));
+            put(s.max(a, b));
+            put(s.min(a, b));
+            put(s.round(s.mul(a, s.splat(8.0))));
+            put(s.pow2(s.round(s.mul(a, s.splat(20.0)))));
+            put(s.keep_ge(a, b, c));
+            put(s.splat(s.sum(a)));
+            put(s.load_bf16(self.bytes.as_ptr().add(1)));
+            put(s.load_fp8(self.bytes.as_ptr().add(3)));
+            let w = s.load_fp4(self.bytes.as_ptr().add(5));
+            put(s.dot_fp4(w, self.q.as_ptr().add(1), self.bias.as_ptr()));
+            put(s.scale_fp4(self.bytes.as_ptr().add(7), self.a.as_ptr()));
+            put(s.dot_index(self.bytes.as_ptr().add(96), self.q.as_ptr().add(1), self.bias.as_ptr()));
+        }
+        out
+    }
+}
+
+#[test]
+fn primitives_match_plain() {
+    let mut random = Random(1);
+    for isa in Isa::available() {
+        println!("simd: {} run", isa.name());
+    }
+    for missing in Isa::missing() {
+        println!("simd: {missing} skipped, this CPU lacks it");
+    }
+    for round in 0..300 {
+        let (a, mut b, c) = (random.floats(16), random.floats(16), random.floats(16));
+        b[0] = a[0];
+        let mut bytes = random.bytes(64 + 16);
+        bytes[1..33].iter_mut().skip(1).step_by(2).for_each(|high| *high &= 0xBF); // no infinities
+        bytes.resize(96, 0);
+        bytes.extend(
+            (0..32).map(|_| [12, 13, 14, 15, 16, 18, 20, 24, 11, 10, 9, 8, 6, 4, 0][random.byte() as usize % 15]),
+        );
+        let largest = if round % 2 == 0 { 127 } else { 12 };
+        let q: Vec<i8> =
+            (0..513).map(|_| ((random.byte() as i32 - 128).clamp(-127, 127) * largest / 127) as i8).collect();
+        let q = if largest == 12 {
+            q
+        } else {
+            q.iter().enumerate().map(|(i, &v)| if i < 129 { v } else { v / 11 }).collect()
+        };
+        let bias: Vec<i32> = (0..16).map(|_| random.byte() as i32 * 37 - 4000).collect();
+        let run = |isa: Isa| isa.run(All { a: &a, b: &b, c: &c, bytes: &bytes, q: &q, bias: &bias });
+        let want = run(Isa::Plain(Plain));
+        for isa in Isa::available() {
+            assert_eq!(run(isa), want, "{} in round {round}", isa.name());
+        }
+    }
+}
+
+/// Every E4M3 and E2M1 code against its definition.
+#[test]
+fn codes_are_what_the_formats_say() {
+    for code in 0..=255u8 {
+        // SAFETY: 16 readable bytes.
+        let got = unsafe { Plain.load_fp8([code; 16].as_ptr()) }[0] * 256.0;
+        let (e, m) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+        let value = if e == 0 { m / 512.0 } else { (1.0 + m / 8.0) * (e as f32 - 7.0).exp2() };
+        assert_eq!(got, if code & 0x80 == 0 { value } else { -value }, "E4M3 {code:#x}");
+    }
+    let e2m1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    for code in 0..16u8 {
+        // SAFETY: 64 readable bytes.
+        let w = unsafe { Plain.load_fp4([code; 64].as_ptr()) };
+        let value = f32::from(i16::from(w[0]) - 12) / 2.0;
+        assert_eq!(value, if code & 8 == 0 { e2m1[code as usize] } else { -e2m1[code as usize & 7] });
+    }
+}
