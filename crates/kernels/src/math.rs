@@ -7,6 +7,17 @@ const LN2: f64 = std::f64::consts::LN_2;
 const LN2_HIGH: f64 = 6.931_471_803_691_238_2e-1;
 const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 
+/// 1/k.
+const RECIPROCAL: [f64; 40] = {
+    let mut table = [0.0; 40];
+    let mut k = 1;
+    while k < 40 {
+        table[k] = 1.0 / k as f64;
+        k += 1;
+    }
+    table
+};
+
 /// eˣ in f64, to about 1e-16 relative. Below −745 it is 0, above 709.7 infinite.
 pub fn exp(x: f64) -> f64 {
     if x.is_nan() {
@@ -23,7 +34,7 @@ pub fn exp(x: f64) -> f64 {
     // |r| ≤ 0.35: thirteen terms of the series are enough.
     let mut sum = 1.0;
     for k in (1..=14).rev() {
-        sum = 1.0 + r / f64::from(k) * sum;
+        sum = 1.0 + r * RECIPROCAL[k] * sum;
     }
     scale2(sum, n as i32)
 }
@@ -58,7 +69,7 @@ pub fn ln(x: f64) -> f64 {
     let s2 = s * s;
     let mut sum = 0.0;
     for k in (1..=11).rev() {
-        sum = (sum + 1.0 / f64::from(2 * k + 1)) * s2;
+        sum = (sum + RECIPROCAL[2 * k + 1]) * s2;
     }
     f64::from(n) * LN2_HIGH + (f64::from(n) * LN2_LOW + 2.0 * s * (1.0 + sum))
 }
@@ -71,7 +82,7 @@ pub fn softplus(x: f64) -> f64 {
     let s2 = s * s;
     let mut sum = 0.0;
     for k in (1..=17).rev() {
-        sum = (sum + 1.0 / f64::from(2 * k + 1)) * s2;
+        sum = (sum + RECIPROCAL[2 * k + 1]) * s2;
     }
     x.max(0.0) + 2.0 * s * (1.0 + sum)
 }
@@ -87,9 +98,8 @@ pub fn sin_cos(x: f64) -> (f64, f64) {
     let r2 = r * r;
     let (mut s, mut c) = (0.0, 0.0);
     for k in (1..=8).rev() {
-        let k = f64::from(k);
-        s = (1.0 + s) * (-r2 / ((2.0 * k) * (2.0 * k + 1.0)));
-        c = (1.0 + c) * (-r2 / ((2.0 * k - 1.0) * (2.0 * k)));
+        s = (1.0 + s) * (-r2 * (RECIPROCAL[2 * k] * RECIPROCAL[2 * k + 1]));
+        c = (1.0 + c) * (-r2 * (RECIPROCAL[2 * k - 1] * RECIPROCAL[2 * k]));
     }
     let (s, c) = (r * (1.0 + s), 1.0 + c);
     match (n as i64).rem_euclid(4) {

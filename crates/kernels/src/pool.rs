@@ -61,6 +61,11 @@ impl<T> Output<T> {
         Output { start: all.as_mut_ptr(), len: all.len() }
     }
 
+    /// How many values there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Part of the output.
     ///
     /// # Safety

@@ -1,4 +1,11 @@
-//! One folder for each operation: `reference.rs` says it plainly, `mod.rs` says it fast, `tests.rs` compares.
+//! One folder for each operation, with tests against a plain version beside it.
 
+pub(crate) mod attend;
+pub(crate) mod compress;
 pub(crate) mod experts;
+pub(crate) mod hyper;
+pub(crate) mod index;
 pub(crate) mod linear;
+pub(crate) mod norm;
+pub(crate) mod route;
+pub(crate) mod rows;

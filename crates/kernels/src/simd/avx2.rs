@@ -123,6 +123,15 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_fp4(self, p: *mut u8, w: W) {
+        // SAFETY: the caller gives 128 writable bytes; `self` proves AVX.
+        unsafe {
+            for (i, part) in w.0.into_iter().enumerate() {
+                _mm256_storeu_si256(p.add(32 * i).cast(), part);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_fp4(self, w: W, x: *const i8, bias: *const i32) -> F {
         // SAFETY: the caller gives 128 readable i8 and 16 readable i32; `self` proves AVX2.
         unsafe {
@@ -152,13 +161,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_index(self, key: *const u8, q: *const i8, bias: *const i32) -> F {
-        // SAFETY: the caller gives 32 readable bytes, 512 readable i8 and 16 readable i32; `self` proves AVX2.
+    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> F {
+        // SAFETY: the caller gives twice 16 readable bytes, 512 readable i8 and 16 readable i32; `self` proves AVX2.
         unsafe {
             let mut sums = [_mm256_setzero_si256(); 2];
             // A pair is at most 2·24·12 = 576 and eight are added: no i16 overflows.
             for step in 0..8 {
-                let four = _mm256_set1_epi32(key.add(4 * step).cast::<i32>().read_unaligned());
+                let key = if step < 4 { even } else { odd };
+                let four = _mm256_set1_epi32(key.add(4 * (step % 4)).cast::<i32>().read_unaligned());
                 for (half, sum) in sums.iter_mut().enumerate() {
                     let heads = _mm256_loadu_si256(q.add(64 * step + 32 * half).cast());
                     *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(four, heads));

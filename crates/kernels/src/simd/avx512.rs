@@ -134,6 +134,14 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn store_fp4(self, p: *mut u8, w: W) {
+        // SAFETY: the caller gives 128 writable bytes; `self` proves AVX-512 F.
+        unsafe {
+            _mm512_storeu_si512(p.cast(), w.0);
+            _mm512_storeu_si512(p.add(64).cast(), w.1);
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_fp4(self, w: W, x: *const i8, bias: *const i32) -> __m512 {
         // SAFETY: the caller gives 128 readable i8 and 16 readable i32; `self` proves VNNI.
         unsafe {
@@ -154,12 +162,13 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_index(self, key: *const u8, q: *const i8, bias: *const i32) -> __m512 {
-        // SAFETY: the caller gives 32 readable bytes, 512 readable i8 and 16 readable i32; `self` proves VNNI.
+    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> __m512 {
+        // SAFETY: the caller gives twice 16 readable bytes, 512 readable i8 and 16 readable i32; `self` proves VNNI.
         unsafe {
             let mut sum = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(bias.cast()));
             for step in 0..8 {
-                let four = _mm512_set1_epi32(key.add(4 * step).cast::<i32>().read_unaligned());
+                let key = if step < 4 { even } else { odd };
+                let four = _mm512_set1_epi32(key.add(4 * (step % 4)).cast::<i32>().read_unaligned());
                 sum = _mm512_dpbusd_epi32(sum, four, _mm512_loadu_si512(q.add(64 * step).cast()));
             }
             _mm512_cvtepi32_ps(sum)

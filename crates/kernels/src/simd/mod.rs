@@ -70,6 +70,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Reads 128 FP4 weights (64 bytes).
     unsafe fn load_fp4(self, p: *const u8) -> Self::W;
+    /// Writes the 128 bytes: those of even k, then those of odd k.
+    unsafe fn store_fp4(self, p: *mut u8, w: Self::W);
     /// Integer products of 128 weights and 128 int8 (64 of even k, then 64 of odd k): lane j has the sum over
     /// k in `[8j, 8j+8)` of `2·weight · x`, as f32. `bias` has `FP4_BIAS · Σ x` of each octet, 16 i32.
     unsafe fn dot_fp4(self, w: Self::W, x: *const i8, bias: *const i32) -> Self::F;
@@ -77,9 +79,45 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> Self::F;
 
     /// Integer products of one FP4 index key with sixteen heads' FP4 queries, over one group of 32 dims: lane h has
-    /// `Σ_k key[k]·q[h][k]`, both as doubled integers, as f32. `key` is 32 i8 biased by [`FP4_BIAS`]; `q` is
-    /// `[8][16 heads][4]` i8; `bias` has `FP4_BIAS · Σ_k q[h][k]`, 16 i32.
-    unsafe fn dot_index(self, key: *const u8, q: *const i8, bias: *const i32) -> Self::F;
+    /// `Σ_k key[k]·q[h][k]`, both as doubled integers, as f32. The key's 16 dims of even k and 16 of odd k are biased
+    /// by [`FP4_BIAS`]; `q` is `[8][16 heads][4]` i8 in that order of k; `bias` has `FP4_BIAS · Σ_k q[h][k]`, 16 i32.
+    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> Self::F;
+}
+
+/// Reads the first `n ≤ 16` f32 and zeros after them.
+///
+/// # Safety
+/// `p` is valid for `n` f32.
+#[inline(always)]
+pub(crate) unsafe fn load_part<S: Simd>(s: S, p: *const f32, n: usize) -> S::F {
+    if n >= LANES {
+        // SAFETY: 16 readable f32.
+        return unsafe { s.load(p) };
+    }
+    let mut padded = [0.0; LANES];
+    // SAFETY: n readable f32 into room for 16.
+    unsafe {
+        std::ptr::copy_nonoverlapping(p, padded.as_mut_ptr(), n);
+        s.load(padded.as_ptr())
+    }
+}
+
+/// Writes the first `n ≤ 16` of the lanes.
+///
+/// # Safety
+/// `p` is valid for `n` f32.
+#[inline(always)]
+pub(crate) unsafe fn store_part<S: Simd>(s: S, p: *mut f32, n: usize, v: S::F) {
+    if n >= LANES {
+        // SAFETY: 16 writable f32.
+        return unsafe { s.store(p, v) };
+    }
+    let mut padded = [0.0; LANES];
+    // SAFETY: room for 16, of which n are copied to n writable f32.
+    unsafe {
+        s.store(padded.as_mut_ptr(), v);
+        std::ptr::copy_nonoverlapping(padded.as_ptr(), p, n);
+    }
 }
 
 /// Something to run with some instruction set.
@@ -164,4 +202,4 @@ impl fmt::Debug for Isa {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -113,17 +113,21 @@ impl Simd for Plain {
         let (e, x) = unsafe { (e.cast::<[u8; 4]>().read(), x.cast::<[f32; 4]>().read_unaligned()) };
         std::array::from_fn(|lane| x[lane / 4] * 0.5 * f32::from_bits(u32::from(e[lane / 4]) << 23))
     }
-    unsafe fn dot_index(self, key: *const u8, q: *const i8, bias: *const i32) -> F {
-        // SAFETY: the caller gives 32 readable bytes, 512 readable i8 and 16 readable i32.
+    unsafe fn store_fp4(self, p: *mut u8, w: [u8; 128]) {
+        // SAFETY: the caller gives 128 writable bytes.
+        unsafe { p.cast::<[u8; 128]>().write(w) }
+    }
+    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> F {
+        // SAFETY: the caller gives twice 16 readable bytes, 512 readable i8 and 16 readable i32.
         let (key, q, bias) = unsafe {
             (
-                key.cast::<[u8; 32]>().read(),
+                [even.cast::<[u8; 16]>().read(), odd.cast::<[u8; 16]>().read()],
                 &*q.cast::<[[[i8; 4]; LANES]; 8]>(),
                 bias.cast::<[i32; LANES]>().read_unaligned(),
             )
         };
         std::array::from_fn(|h| {
-            let dot: i32 = (0..32).map(|k| i32::from(key[k]) * i32::from(q[k / 4][h][k % 4])).sum();
+            let dot: i32 = (0..32).map(|k| i32::from(key[k / 16][k % 16]) * i32::from(q[k / 4][h][k % 4])).sum();
             (dot - bias[h]) as f32
         })
     }

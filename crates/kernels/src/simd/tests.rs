@@ -69,7 +69,12 @@ impl Kernel for All<'_> {
             let w = s.load_fp4(self.bytes.as_ptr().add(5));
             put(s.dot_fp4(w, self.q.as_ptr().add(1), self.bias.as_ptr()));
             put(s.scale_fp4(self.bytes.as_ptr().add(7), self.a.as_ptr()));
-            put(s.dot_index(self.bytes.as_ptr().add(96), self.q.as_ptr().add(1), self.bias.as_ptr()));
+            put(s.dot_index(
+                self.bytes.as_ptr().add(96),
+                self.bytes.as_ptr().add(112),
+                self.q.as_ptr().add(1),
+                self.bias.as_ptr(),
+            ));
         }
         out
     }
