@@ -438,8 +438,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     ) -> Result<Selection<Self::Buffer>, Error>;
 
     /// Attention of the rows of `span` over window rows and compressed entries, with the sink, then the inverse
-    /// rotation; writes batch rows `span.rows` of `out` `[n, H·d]`. `window` holds the stored rows of positions
-    /// `[span.start − before, span.start + len)`.
+    /// rotation; writes batch rows `span.rows` of `out` `[n, H·d]`. `rows` holds the stored rows of the batch, `ring`
+    /// those of earlier positions, p at row `p mod window`.
     #[allow(clippy::too_many_arguments)]
     fn attend(
         &self,
@@ -447,8 +447,8 @@ pub trait Device: Send + Sync + Sized + 'static {
         q: &Array<Self::Buffer>,
         angles: &Array<Self::Buffer>,
         span: &Span,
-        window: &Self::Buffer,
-        before: usize,
+        rows: &Self::Buffer,
+        ring: &Self::Buffer,
         compressed: &Compressed<'_, Self::Buffer>,
         out: &mut Array<Self::Buffer>,
     ) -> Result<(), Error>;

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::Error;
 
 /// A fixed number of threads.
+#[derive(Debug)]
 pub(crate) struct Pool(rayon::ThreadPool);
 
 impl Pool {

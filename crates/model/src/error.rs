@@ -29,4 +29,19 @@ pub enum Error {
         /// `max_position_embeddings`.
         limit: usize,
     },
+    /// A pass over this session failed before.
+    #[error("the session's state is broken by an earlier error; start it again")]
+    Broken,
+    /// A hash layer's table points outside the layer's experts.
+    #[error("{tensor} sends token {token} to expert {expert}, but there are {experts}; the checkpoint is damaged")]
+    HashTable {
+        /// The tensor's name.
+        tensor: String,
+        /// The token's row.
+        token: usize,
+        /// What the row says.
+        expert: i64,
+        /// `n_routed_experts`.
+        experts: usize,
+    },
 }

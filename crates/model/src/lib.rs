@@ -1,7 +1,17 @@
 //! DeepSeek V4, written once over a [`Device`](fathom_kernels::Device).
+//!
+//! [`Model::forward`] is one path for prefill and decode: any number of segments, each some tokens appended to one
+//! session's [`State`]. The names and the order are those of the paper and of the checkpoint.
+#![deny(unsafe_code)]
 
+mod attention;
+mod block;
 mod error;
+mod load;
+mod mhc;
 mod model;
+mod moe;
+mod rope;
 mod state;
 
 pub use error::Error;

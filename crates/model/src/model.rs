@@ -1,8 +1,13 @@
-//! The transformer.
+//! The transformer: tokens through all layers, to logits.
 
-use fathom_kernels::Device;
-use fathom_weights::{Checkpoint, Config};
+use std::rc::Rc;
 
+use fathom_kernels::{Array, Device, Hyper, HyperShape, Matrix, Share, Span};
+use fathom_weights::Config;
+
+use crate::block::Block;
+use crate::rope::frequencies;
+use crate::state::Layout;
 use crate::{Error, State};
 
 /// Which logits a segment wants.
@@ -30,43 +35,174 @@ pub struct Segment<'a, D: Device> {
 /// A loaded model.
 #[derive(Debug)]
 pub struct Model<D: Device> {
-    device: D,
-    config: Config,
+    pub(crate) device: D,
+    pub(crate) config: Config,
+    pub(crate) layout: Layout,
+    /// `embed.weight` `[vocab, D]`.
+    pub(crate) embed: Matrix<D::Buffer>,
+    pub(crate) layers: Vec<Block<D>>,
+    /// `hc_head_*`.
+    pub(crate) head_mix: Hyper<D::Buffer>,
+    /// `norm.weight`, f32 `[D]`.
+    pub(crate) norm: D::Buffer,
+    /// `head.weight` `[vocab, D]`.
+    pub(crate) head: Matrix<D::Buffer>,
+}
+
+/// The rows of one pass: all segments' tokens, one after another.
+pub(crate) struct Batch<'a, 's, D: Device> {
+    pub tokens: Vec<u32>,
+    pub spans: Vec<Span>,
+    pub segments: &'a mut [Segment<'s, D>],
+    pub layout: Layout,
+    /// (cos, sin) of every row `[n, r]`: for window layers, and for those with compressed entries.
+    pub window_turns: Rc<Array<D::Buffer>>,
+    pub compressed_turns: Rc<Array<D::Buffer>>,
+}
+
+impl<D: Device> Batch<'_, '_, D> {
+    pub(crate) fn array(&self, device: &D, rows: usize, width: usize) -> Result<Array<D::Buffer>, Error> {
+        Ok(Array { data: device.alloc(Share::Scratch, rows * width * 4)?, rows, width })
+    }
 }
 
 impl<D: Device> Model<D> {
-    /// Takes the weights from a checkpoint.
-    pub fn load(device: D, checkpoint: &Checkpoint) -> Result<Self, Error> {
-        let _ = (device, checkpoint);
-        unimplemented!()
-    }
     /// The device it runs on.
     pub fn device(&self) -> &D {
         &self.device
     }
+
     /// The checkpoint's configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
+
     /// A session that has seen nothing.
+    ///
+    /// # Errors
+    /// The ledger has no room for it.
     pub fn new_state(&self) -> Result<State<D>, Error> {
-        unimplemented!()
+        State::new(&self.device, &self.layout)
     }
-    /// Bytes of state that a session of `positions` tokens takes.
+
+    /// Bytes of state that a session of `positions` tokens takes: V4.md's table, rounded up to whole pages.
     pub fn state_bytes(&self, positions: usize) -> u64 {
-        let _ = positions;
-        unimplemented!()
+        self.layout.bytes(positions)
     }
-    /// Bytes of scratch that a pass over `rows` tokens takes at most, in sessions of up to `positions` tokens.
-    pub fn scratch_bytes(&self, rows: usize, positions: usize) -> u64 {
-        let _ = (rows, positions);
-        unimplemented!()
+
+    /// Bytes of device scratch that a pass over `rows` tokens takes at most.
+    pub fn scratch_bytes(&self, rows: usize) -> u64 {
+        let c = &self.config;
+        let (hc, d_model, inter) = (c.hc_mult, c.hidden_size, c.moe_intermediate_size);
+        let heads = c.num_attention_heads * c.head_dim;
+        let row = fathom_kernels::RowShape { width: c.head_dim, rope: c.qk_rope_head_dim }.bytes();
+        // What lives through a pass, then the larger of attention's and the experts' most.
+        let residual = hc * d_model + 2 * c.qk_rope_head_dim + d_model + 2 * (hc + hc * hc);
+        let index = c.index_n_heads * (c.index_head_dim + 1) + c.index_topk + 1;
+        let compress = 5 * c.head_dim;
+        let attention = 3 * c.q_lora_rank + 2 * heads + 2 * c.head_dim + row.div_ceil(4) + index + compress;
+        let output = heads + c.o_groups * c.o_lora_rank + d_model;
+        let experts = c.n_routed_experts + 3 * inter + 2 * d_model;
+        let widest = attention.max(output + attention).max(experts) + (2 + hc) * hc + d_model;
+        let last = (hc + 4) * d_model + c.vocab_size;
+        ((rows * (residual + widest) + last) * 4) as u64
     }
+
     /// One pass over the layers for any number of segments. Returns, for each segment, the logits it wanted,
-    /// `[0 | 1 | tokens.len(), vocab]`. After an error the states of the segments are unusable and must be dropped;
-    /// errors of the arguments (token, context) are found before anything is touched.
+    /// `[0 | 1 | tokens.len(), vocab]`.
+    ///
+    /// # Errors
+    /// [`Error::Token`], [`Error::ContextFull`] and [`Error::Broken`] before anything is touched. Any other error
+    /// leaves the segments' sessions broken: drop them.
     pub fn forward(&self, segments: &mut [Segment<'_, D>]) -> Result<Vec<Vec<f32>>, Error> {
-        let _ = segments;
-        unimplemented!()
+        self.check(segments)?;
+        let mut batch = self.batch(segments)?;
+        let device = &self.device;
+        let mut h = device.embed(&self.embed, &batch.tokens, self.config.hc_mult)?; // [n, hc·D]
+        for (layer, block) in self.layers.iter().enumerate() {
+            block.forward(device, layer, &mut batch, &mut h)?;
+        }
+        let logits = self.logits(&batch, h)?;
+        for segment in batch.segments.iter_mut() {
+            segment.state.position += segment.tokens.len();
+            segment.state.whole = true;
+        }
+        Ok(logits)
+    }
+
+    fn check(&self, segments: &[Segment<'_, D>]) -> Result<(), Error> {
+        let (vocab, limit) = (self.config.vocab_size, self.config.max_position_embeddings);
+        for Segment { state, tokens, .. } in segments {
+            assert!(!tokens.is_empty(), "a segment without tokens");
+            if !state.whole {
+                return Err(Error::Broken);
+            }
+            if state.position + tokens.len() > limit {
+                return Err(Error::ContextFull { wanted: state.position + tokens.len(), limit });
+            }
+            if let Some(i) = tokens.iter().position(|&token| token as usize >= vocab) {
+                return Err(Error::Token { token: tokens[i], position: state.position + i, vocab });
+            }
+        }
+        Ok(())
+    }
+
+    fn batch<'a, 's>(&self, segments: &'a mut [Segment<'s, D>]) -> Result<Batch<'a, 's, D>, Error> {
+        let (mut tokens, mut spans, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        for segment in segments.iter_mut() {
+            let start = segment.state.position;
+            let end = start + segment.tokens.len();
+            segment.state.grow(&self.device, &self.layout, end)?;
+            segment.state.whole = false;
+            spans.push(Span { rows: tokens.len()..tokens.len() + segment.tokens.len(), start });
+            tokens.extend_from_slice(segment.tokens);
+            positions.extend(start as u32..end as u32);
+        }
+        Ok(Batch {
+            window_turns: Rc::new(self.device.angles(&positions, &frequencies(&self.config, false))?),
+            compressed_turns: Rc::new(self.device.angles(&positions, &frequencies(&self.config, true))?),
+            tokens,
+            spans,
+            segments,
+            layout: self.layout.clone(),
+        })
+    }
+
+    /// h `[n, hc·D]` → what each segment wanted.
+    fn logits(&self, batch: &Batch<'_, '_, D>, h: Array<D::Buffer>) -> Result<Vec<Vec<f32>>, Error> {
+        let wanted: Vec<std::ops::Range<usize>> = batch
+            .segments
+            .iter()
+            .zip(&batch.spans)
+            .map(|(segment, Span { rows, .. })| match segment.logits {
+                LogitsWanted::None => rows.end..rows.end,
+                LogitsWanted::Last => rows.end - 1..rows.end,
+                LogitsWanted::All => rows.clone(),
+            })
+            .collect();
+        let rows: Vec<usize> = wanted.iter().cloned().flatten().collect();
+        if rows.is_empty() {
+            return Ok(vec![Vec::new(); wanted.len()]);
+        }
+        let device = &self.device;
+        let vocab = self.config.vocab_size;
+        let last = device.gather(&h, &rows)?; // [m, hc·D]
+        drop(h);
+        let x = device.mhc_head(&last, &self.head_mix, hyper_shape(&self.config))?; // [m, D]
+        let x = device.rms_norm(&x, &self.norm, self.config.rms_norm_eps)?;
+        let logits = device.linear(&x, &self.head)?; // [m, vocab]
+        let bytes = device.read(&logits.data, 0..rows.len() * vocab * 4)?;
+        let mut values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Ok(wanted.into_iter().map(|rows| values.by_ref().take(rows.len() * vocab).collect()).collect())
+    }
+}
+
+/// The constants of mHC.
+pub(crate) fn hyper_shape(config: &Config) -> HyperShape {
+    HyperShape {
+        copies: config.hc_mult,
+        iterations: config.hc_sinkhorn_iters,
+        eps: config.hc_eps,
+        norm_eps: config.rms_norm_eps,
     }
 }

@@ -33,9 +33,10 @@ pub(crate) struct Segment<'a> {
     pub sink: &'a [f32],
     /// Position of the first row.
     pub start: usize,
-    /// Stored rows of positions `[start − before, start + n)`.
-    pub window: &'a [u8],
-    pub before: usize,
+    /// Stored rows of positions from `start` on.
+    pub rows: &'a [u8],
+    /// Stored rows of earlier positions: p at row `p mod sliding_window`.
+    pub ring: &'a [u8],
     pub entries: Entries<'a>,
 }
 
@@ -209,7 +210,7 @@ impl Kernel for Task<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Segment { row: shape, span, sink, start, window, before, entries, .. } = self.segment;
+        let Segment { row: shape, span, sink, start, rows, ring, entries, .. } = self.segment;
         let (d, bytes, heads) = (shape.width, shape.bytes(), self.heads.len());
         let mut scratch = Scratch {
             keys: vec![0.0; TILE * d],
@@ -236,8 +237,8 @@ impl Kernel for Task<'_> {
             let base = tile * TILE;
             let needed = base.max(from)..(base + TILE).min(end);
             for p in needed.clone() {
-                let at = (p + before - start) * bytes;
-                decode(&window[at..at + bytes], p - base, &mut scratch.keys);
+                let (stored, at) = if p < start { (ring, p % span * bytes) } else { (rows, (p - start) * bytes) };
+                decode(&stored[at..at + bytes], p - base, &mut scratch.keys);
             }
             for row in self.rows.clone() {
                 let live = needed.start.max(oldest(row))..needed.end.min(position(row) + 1);

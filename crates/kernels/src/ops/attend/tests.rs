@@ -95,15 +95,19 @@ impl Case {
         let mut out = vec![0.0; self.total * wide];
         let mut start = 0;
         for &len in cuts {
-            let before = start.min(self.span - 1);
+            let bytes = self.row.bytes();
+            let mut ring = vec![0; self.span * bytes];
+            for p in start.saturating_sub(self.span)..start {
+                ring[p % self.span * bytes..][..bytes].copy_from_slice(&self.rows[p * bytes..][..bytes]);
+            }
             let segment = Segment {
                 heads: self.heads,
                 row: self.row,
                 span: self.span,
                 sink: &self.sink,
                 start,
-                window: &self.rows[(start - before) * self.row.bytes()..(start + len) * self.row.bytes()],
-                before,
+                rows: &self.rows[start * bytes..(start + len) * bytes],
+                ring: &ring,
                 entries: match self.ratio {
                     0 => Entries::None,
                     4 => Entries::Selected {

@@ -1,0 +1,44 @@
+//! The compressor: every 4 or 128 positions become one entry.
+
+use fathom_kernels::{Array, Compressor, Device, EntryKind, Matrix};
+
+use crate::Error;
+use crate::model::Batch;
+
+/// A layer's compressor, or its indexer's.
+#[derive(Debug)]
+pub(crate) struct LayerCompressor<D: Device> {
+    /// `[c·w, D]`.
+    pub wkv: Matrix<D::Buffer>,
+    /// `[c·w, D]`.
+    pub wgate: Matrix<D::Buffer>,
+    pub shape: Compressor<D::Buffer>,
+}
+
+impl<D: Device> LayerCompressor<D> {
+    /// Folds the batch's positions, x `[n, D]`, into the sessions' frontiers and writes the entries they complete.
+    pub(crate) fn forward(
+        &self,
+        device: &D,
+        layer: usize,
+        batch: &mut Batch<'_, '_, D>,
+        x: &Array<D::Buffer>,
+    ) -> Result<(), Error> {
+        let kv = device.linear(x, &self.wkv)?; // [n, c·w]
+        let score = device.linear(x, &self.wgate)?; // [n, c·w]
+        let layout = &batch.layout;
+        for (span, segment) in batch.spans.iter().zip(batch.segments.iter_mut()) {
+            let state = &mut *segment.state;
+            let (first, last) = (layout.page_of(span.start), layout.page_of(span.start + span.rows.len() - 1));
+            let mut open: Vec<&mut D::Buffer> = state.pages[first..=last].iter_mut().collect();
+            let (offsets, own) = (layout.layers[layer], &mut state.layers[layer]);
+            let (frontier, offset) = match self.shape.kind {
+                EntryKind::Attention => (&mut own.frontier, offsets.attention),
+                EntryKind::Index => (&mut own.index_frontier, offsets.index),
+            };
+            let per_page = layout.per_page(self.shape.ratio);
+            device.compress(&self.shape, &kv, &score, span, frontier, &mut open, first, offset, per_page)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! Hybrid attention: a sliding window in every layer, and in most of them compressed entries beside it.
+
+mod compressor;
+mod indexer;
+
+use std::rc::Rc;
+
+use fathom_kernels::{Array, Attention, Compressed, Device, Matrix, Pages};
+
+pub(crate) use compressor::LayerCompressor;
+pub(crate) use indexer::Indexer;
+
+use crate::Error;
+use crate::model::Batch;
+
+/// What a layer attends to beside its window, by `compress_ratios`.
+#[derive(Debug)]
+pub(crate) enum Kind<D: Device> {
+    /// 0: nothing.
+    Window,
+    /// 4, compressed sparse attention: the entries that the indexer keeps.
+    Csa { compressor: LayerCompressor<D>, indexer: Box<Indexer<D>> },
+    /// 128, heavily compressed attention: all entries.
+    Hca { compressor: LayerCompressor<D> },
+}
+
+/// The attention half of a layer.
+#[derive(Debug)]
+pub(crate) struct SelfAttention<D: Device> {
+    pub wq_a: Matrix<D::Buffer>,
+    /// f32 `[q_lora]`.
+    pub q_norm: D::Buffer,
+    pub wq_b: Matrix<D::Buffer>,
+    pub wkv: Matrix<D::Buffer>,
+    /// f32 `[d]`.
+    pub kv_norm: D::Buffer,
+    pub wo_a: Matrix<D::Buffer>,
+    pub wo_b: Matrix<D::Buffer>,
+    /// `o_groups`.
+    pub groups: usize,
+    pub shape: Attention<D::Buffer>,
+    /// `rms_norm_eps`.
+    pub eps: f32,
+    pub kind: Kind<D>,
+}
+
+impl<D: Device> SelfAttention<D> {
+    /// x `[n, D]` → `[n, D]`; moves the sessions' layer state on.
+    pub(crate) fn forward(
+        &self,
+        device: &D,
+        layer: usize,
+        batch: &mut Batch<'_, '_, D>,
+        x: &Array<D::Buffer>,
+    ) -> Result<Array<D::Buffer>, Error> {
+        let turns = Rc::clone(match self.kind {
+            Kind::Window => &batch.window_turns,
+            _ => &batch.compressed_turns,
+        }); // [n, r]
+        let turns = &*turns;
+        let qr = device.rms_norm(&device.linear(x, &self.wq_a)?, &self.q_norm, self.eps)?; // [n, q_lora]
+        let mut q = device.linear(&qr, &self.wq_b)?; // [n, H·d]
+        device.finish_queries(&mut q, self.shape.heads, self.eps, turns)?;
+        let kv = device.linear(x, &self.wkv)?; // [n, d]
+        let rows = device.window_rows(&kv, &self.kv_norm, self.eps, turns, self.shape.row)?;
+
+        match &self.kind {
+            Kind::Window => {}
+            Kind::Hca { compressor } => compressor.forward(device, layer, batch, x)?,
+            Kind::Csa { compressor, indexer } => {
+                compressor.forward(device, layer, batch, x)?;
+                indexer.compressor.forward(device, layer, batch, x)?;
+            }
+        }
+        let index = match &self.kind {
+            Kind::Csa { indexer, .. } => Some((indexer, indexer.queries(device, &qr, x)?)),
+            _ => None,
+        };
+
+        let mut o = batch.array(device, q.rows, q.width)?; // [n, H·d]
+        for (span, segment) in batch.spans.iter().zip(batch.segments.iter_mut()) {
+            let layout = &batch.layout;
+            let pages: Vec<&D::Buffer> = segment.state.pages.iter().collect();
+            let entries = |ratio: usize| Pages {
+                pages: &pages,
+                offset: layout.layers[layer].attention,
+                per_page: layout.per_page(ratio),
+            };
+            let selection = match &index {
+                Some((indexer, queries)) => {
+                    let keys = Pages { offset: layout.layers[layer].index, ..entries(4) };
+                    Some(device.index_select(indexer.shape, &queries.q, &queries.weights, turns, span, &keys)?)
+                }
+                None => None,
+            };
+            let compressed = match (&self.kind, &selection) {
+                (Kind::Hca { compressor }, _) => {
+                    let ratio = compressor.shape.ratio;
+                    Compressed::All { pages: entries(ratio), ratio }
+                }
+                (_, Some(selection)) => Compressed::Selected { pages: entries(4), selection },
+                _ => Compressed::None,
+            };
+            let ring = &segment.state.layers[layer].window;
+            device.attend(&self.shape, &q, turns, span, &rows, ring, &compressed, &mut o)?;
+            segment.state.layers[layer].remember(device, &rows, span, &self.shape)?;
+        }
+        let z = device.linear_grouped(&o, &self.wo_a, self.groups)?; // [n, G·o_lora]
+        Ok(device.linear(&z, &self.wo_b)?)
+    }
+}
