@@ -7,9 +7,11 @@ mod ledger;
 pub mod math;
 mod ops;
 mod pool;
+mod profile;
 mod simd;
 
-pub use cpu::Buffer;
+pub use cpu::{Buffer, Cpu, CpuOptions};
 pub use device::*;
 pub use error::{Error, human};
 pub use ledger::{Holding, Ledger, Reservation, Share};
+pub use profile::Profile;

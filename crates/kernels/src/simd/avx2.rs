@@ -46,6 +46,7 @@ macro_rules! lanes {
 }
 
 impl Simd for Avx2 {
+    const WIDE: bool = false;
     type F = F;
     type W = W;
 

@@ -49,6 +49,7 @@ macro_rules! lanes {
 }
 
 impl Simd for Avx512 {
+    const WIDE: bool = true;
     type F = __m512;
     type W = W;
 

@@ -34,6 +34,8 @@ pub(crate) const FP4_BIAS: i32 = 12;
 /// Pointers given to the unsafe functions are valid for the bytes they name, at any alignment. All functions must
 /// end up inlined in code that has the instruction set's features: see [`Isa::run`].
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Whether there are registers for sixteen sums of sixteen lanes.
+    const WIDE: bool;
     /// Sixteen f32.
     type F: Copy;
     /// 128 FP4 weights as unsigned bytes `2·value + FP4_BIAS`: those of even k, then those of odd k.

@@ -1,1 +1,246 @@
-//! NEON: four registers of four lanes.
+//! NEON: four registers of four lanes. Part of every 64-bit Arm CPU.
+
+use std::arch::aarch64::*;
+
+use super::{Kernel, Simd};
+
+/// NEON, which every aarch64 target of ours has.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(());
+
+impl Neon {
+    pub(crate) fn new() -> Option<Self> {
+        Some(Neon(()))
+    }
+
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+}
+
+type F = [float32x4_t; 4];
+
+/// Even k in four registers, then odd k.
+#[derive(Clone, Copy)]
+pub(crate) struct W([uint8x16_t; 8]);
+
+/// Biased doubled E2M1 values.
+const FP4_BIASED: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+macro_rules! lanes {
+    ($($name:ident($($arg:ident),+) = $op:expr;)+) => { $(
+        #[inline(always)]
+        fn $name(self, $($arg: F),+) -> F {
+            // SAFETY: NEON is part of the target.
+            unsafe { [$op($($arg[0]),+), $op($($arg[1]),+), $op($($arg[2]),+), $op($($arg[3]),+)] }
+        }
+    )+ };
+}
+
+impl Simd for Neon {
+    const WIDE: bool = false;
+    type F = F;
+    type W = W;
+
+    lanes! {
+        add(a, b) = vaddq_f32;
+        sub(a, b) = vsubq_f32;
+        mul(a, b) = vmulq_f32;
+        div(a, b) = vdivq_f32;
+        fma(a, b, c) = fma4;
+        max(a, b) = max4;
+        min(a, b) = min4;
+        round(a) = vrndnq_f32;
+        pow2(n) = pow2_4;
+        keep_ge(x, bound, v) = keep_ge4;
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> F {
+        // SAFETY: NEON is part of the target.
+        unsafe { [vdupq_n_f32(x); 4] }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> F {
+        // SAFETY: the caller gives 16 readable f32; bytes may lie anywhere.
+        unsafe { [load4(p), load4(p.add(4)), load4(p.add(8)), load4(p.add(12))] }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: F) {
+        // SAFETY: the caller gives 16 writable f32; bytes may lie anywhere.
+        unsafe {
+            for (i, v) in v.into_iter().enumerate() {
+                vst1q_u8(p.add(4 * i).cast(), vreinterpretq_u8_f32(v));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> F {
+        // SAFETY: the caller gives 32 readable bytes.
+        unsafe {
+            let (a, b) = (vreinterpretq_u16_u8(vld1q_u8(p)), vreinterpretq_u16_u8(vld1q_u8(p.add(16))));
+            [
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(a))),
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_high_u16(a))),
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(b))),
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_high_u16(b))),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_fp8(self, p: *const u8) -> F {
+        // SAFETY: the caller gives 16 readable bytes.
+        unsafe {
+            let raw = vld1q_u8(p);
+            let (low, high) = (vmovl_u8(vget_low_u8(raw)), vmovl_u8(vget_high_u8(raw)));
+            [
+                fp8_4(vmovl_u16(vget_low_u16(low))),
+                fp8_4(vmovl_u16(vget_high_u16(low))),
+                fp8_4(vmovl_u16(vget_low_u16(high))),
+                fp8_4(vmovl_u16(vget_high_u16(high))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn sum(self, v: F) -> f32 {
+        // SAFETY: NEON is part of the target.
+        unsafe {
+            let four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+            let two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+            vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_fp4(self, p: *const u8) -> W {
+        // SAFETY: the caller gives 64 readable bytes.
+        unsafe {
+            let table = vld1q_u8(FP4_BIASED.as_ptr());
+            let mut w = [table; 8];
+            for i in 0..4 {
+                let raw = vld1q_u8(p.add(16 * i));
+                w[i] = vqtbl1q_u8(table, vandq_u8(raw, vdupq_n_u8(15)));
+                w[4 + i] = vqtbl1q_u8(table, vshrq_n_u8::<4>(raw));
+            }
+            W(w)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_fp4(self, p: *mut u8, w: W) {
+        // SAFETY: the caller gives 128 writable bytes.
+        unsafe {
+            for (i, part) in w.0.into_iter().enumerate() {
+                vst1q_u8(p.add(16 * i), part);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_fp4(self, w: W, x: *const i8, bias: *const i32) -> F {
+        // SAFETY: the caller gives 128 readable i8 and 16 readable i32.
+        unsafe {
+            let mut out = [vdupq_n_f32(0.0); 4];
+            for (i, out) in out.iter_mut().enumerate() {
+                let (even, odd) = (vreinterpretq_s8_u8(w.0[i]), vreinterpretq_s8_u8(w.0[4 + i]));
+                let (x_even, x_odd) = (vld1q_s8(x.add(16 * i)), vld1q_s8(x.add(64 + 16 * i)));
+                // A product is at most 24·127 = 3,048 and two are added: no i16 overflows.
+                let low = vmull_s8(vget_low_s8(even), vget_low_s8(x_even));
+                let low = vmlal_s8(low, vget_low_s8(odd), vget_low_s8(x_odd));
+                let high = vmull_s8(vget_high_s8(even), vget_high_s8(x_even));
+                let high = vmlal_s8(high, vget_high_s8(odd), vget_high_s8(x_odd));
+                let octets = vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+                *out = vcvtq_f32_s32(vsubq_s32(octets, load_i32(bias.add(4 * i))));
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> F {
+        // SAFETY: the caller gives 4 readable bytes and 4 readable f32.
+        unsafe {
+            let mut out = [vdupq_n_f32(0.0); 4];
+            for (i, out) in out.iter_mut().enumerate() {
+                let scale = f32::from_bits(u32::from(*e.add(i)) << 23);
+                *out = vdupq_n_f32(x.add(i).read_unaligned() * 0.5 * scale);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> F {
+        // SAFETY: the caller gives twice 16 readable bytes, 512 readable i8 and 16 readable i32.
+        unsafe {
+            // A product is at most 24·12 = 288 and eight are added: no i16 overflows.
+            let mut sums = [[vdupq_n_s16(0); 2]; 4];
+            for step in 0..8 {
+                let key = if step < 4 { even } else { odd };
+                let four = key.add(4 * (step % 4)).cast::<i32>().read_unaligned();
+                let four = vreinterpretq_s8_s32(vdupq_n_s32(four));
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let heads = vld1q_s8(q.add(64 * step + 16 * i));
+                    sum[0] = vmlal_s8(sum[0], vget_low_s8(four), vget_low_s8(heads));
+                    sum[1] = vmlal_s8(sum[1], vget_high_s8(four), vget_high_s8(heads));
+                }
+            }
+            let mut out = [vdupq_n_f32(0.0); 4];
+            for (i, out) in out.iter_mut().enumerate() {
+                let heads = vpaddq_s32(vpaddlq_s16(sums[i][0]), vpaddlq_s16(sums[i][1]));
+                *out = vcvtq_f32_s32(vsubq_s32(heads, load_i32(bias.add(4 * i))));
+            }
+            out
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load4(p: *const f32) -> float32x4_t {
+    // SAFETY: the caller gives 4 readable f32; loading bytes asks for no alignment.
+    unsafe { vreinterpretq_f32_u8(vld1q_u8(p.cast())) }
+}
+
+#[inline(always)]
+unsafe fn load_i32(p: *const i32) -> int32x4_t {
+    // SAFETY: the caller gives 4 readable i32; loading bytes asks for no alignment.
+    unsafe { vreinterpretq_s32_u8(vld1q_u8(p.cast())) }
+}
+
+/// Four E4M3 codes as value · 2⁻⁸. The seven low bits, moved up by 20, are the value · 2⁻¹²⁰, subnormals included.
+#[inline(always)]
+unsafe fn fp8_4(code: uint32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the target.
+    unsafe {
+        let sign = vshlq_n_u32::<24>(vandq_u32(code, vdupq_n_u32(0x80)));
+        let magnitude = vshlq_n_u32::<20>(vandq_u32(code, vdupq_n_u32(0x7f)));
+        let bits = vorrq_u32(sign, magnitude);
+        vmulq_f32(vreinterpretq_f32_u32(bits), vdupq_n_f32(f32::from_bits((127 + 112) << 23)))
+    }
+}
+
+#[inline(always)]
+unsafe fn fma4(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the target.
+    unsafe { vfmaq_f32(c, a, b) }
+}
+
+/// Not `vmaxq_f32`: that one treats NaN and −0 in its own way.
+#[inline(always)]
+unsafe fn max4(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the target.
+    unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
+}
+
+#[inline(always)]
+unsafe fn min4(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the target.
+    unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
+}
+
+#[inline(always)]
+unsafe fn pow2_4(n: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the target.
+    unsafe { vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)))) }
+}
+
+#[inline(always)]
+unsafe fn keep_ge4(x: float32x4_t, bound: float32x4_t, v: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the target.
+    unsafe { vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x, bound), vreinterpretq_u32_f32(v))) }
+}

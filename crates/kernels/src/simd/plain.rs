@@ -27,6 +27,7 @@ fn fp8(byte: u8) -> f32 {
 }
 
 impl Simd for Plain {
+    const WIDE: bool = false;
     type F = F;
     type W = [u8; 128];
 

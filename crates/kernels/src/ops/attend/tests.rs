@@ -93,7 +93,7 @@ impl Case {
         let stored = Stored { pages: &pages, offset: 5, per_page: PER_PAGE };
         let wide = self.heads * self.row.width;
         let mut out = vec![0.0; self.total * wide];
-        let mut start = 0;
+        let mut start = 0usize;
         for &len in cuts {
             let bytes = self.row.bytes();
             let mut ring = vec![0; self.span * bytes];
