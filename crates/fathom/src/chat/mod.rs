@@ -1,0 +1,15 @@
+//! Text to token ids and back: the tokenizer, the prompt's form, the answer's parts.
+//!
+//! Prompts are rendered and answers parsed by DeepSeek's own crates; what is here ties them to a fast tokenizer.
+
+mod decoder;
+mod output;
+mod prompt;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+
+pub use decoder::Decoder;
+pub use output::{Output, Piece, Pieces, Spoken};
+pub use prompt::{Dialect, Effort, Message, Prompter, Role};
+pub use tokenizer::{Loading, Tokenizer};
