@@ -3,6 +3,7 @@
 mod cpu;
 mod device;
 mod error;
+pub mod formats;
 mod ledger;
 pub mod math;
 mod ops;

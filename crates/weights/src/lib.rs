@@ -1,9 +1,19 @@
-//! Checkpoint bytes to named tensors.
-#![allow(missing_docs)]
-#[derive(Debug)]
-pub struct Config;
-#[derive(Debug)]
-pub struct Checkpoint;
-#[derive(Debug, thiserror::Error)]
-#[error("stub")]
-pub struct Error;
+//! Checkpoint bytes to named tensors: config, safetensors, layout checks, and a generator of random checkpoints.
+//!
+//! Opening reads `config.json` and the headers of the shards and checks everything that can be checked without
+//! touching a weight; the weights themselves are mapped and handed out as views.
+#![deny(unsafe_code)]
+
+mod checkpoint;
+mod config;
+mod error;
+mod layout;
+mod mapping;
+mod names;
+mod shard;
+pub mod synth;
+
+pub use checkpoint::{Checkpoint, Release};
+pub use config::{Config, Yarn};
+pub use error::Error;
+pub use shard::check_header;

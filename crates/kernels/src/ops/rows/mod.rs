@@ -1,5 +1,6 @@
 //! How cache rows are stored: FP8 and BF16 for attention, FP4 for the index (V4.md, *Rounding*).
 
+use crate::formats::{to_bf16, to_e2m1, to_e4m3};
 use crate::simd::{LANES, Simd};
 use crate::{RowShape, index_row_bytes};
 
@@ -24,38 +25,6 @@ fn ceil_log2_ratio(x: f32, mantissa: u32, exponent: i32) -> i32 {
 
 fn largest(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |a, v| if v.abs() > a { v.abs() } else { a })
-}
-
-/// |x| ≤ 448 to E4M3, nearest even.
-fn to_e4m3(x: f32) -> u8 {
-    let sign = if x.is_sign_negative() { 0x80 } else { 0 };
-    let a = x.abs();
-    let code = if a < 1.0 / 64.0 {
-        (a * 512.0).round_ties_even() as u32
-    } else {
-        let bits = a.to_bits();
-        (((bits + 0x7_ffff + (bits >> 20 & 1)) >> 20) - (120 << 3)).min(0x7e)
-    };
-    sign | code as u8
-}
-
-/// |x| ≤ 6 to E2M1, nearest, ties to the even code.
-fn to_e2m1(x: f32) -> u8 {
-    let a = x.abs();
-    let code = u8::from(a > 0.25)
-        + u8::from(a >= 0.75)
-        + u8::from(a > 1.25)
-        + u8::from(a >= 1.75)
-        + u8::from(a > 2.5)
-        + u8::from(a >= 3.5)
-        + u8::from(a > 5.0);
-    code | if x.is_sign_negative() { 8 } else { 0 }
-}
-
-/// To bfloat16, nearest even; NaN stays NaN.
-fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
 }
 
 /// Stores an attention row: x is `[d]`, out `row.bytes()`.

@@ -1,0 +1,368 @@
+//! A checkpoint: a configuration and its tensors by official name.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use bytes::Bytes;
+use fathom_kernels::{Format, Matrix};
+use safetensors::tensor::Dtype;
+
+use crate::layout::{self, Shape};
+use crate::names::official;
+use crate::shard::{self, Entry, Shard};
+use crate::{Config, Error, mapping};
+
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+/// The largest `config.json` and index that are read, in bytes.
+const MAX_JSON: u64 = 256 << 20;
+
+/// Which release of V4 the files are, by the tensors they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// The preview of April 2026: FP4 experts, at most one MTP block.
+    Preview,
+    /// Flash-0731 and Pro-0813: FP4 experts and DSpark draft stages, more than one `mtp.M`.
+    Dspark,
+    /// A `-Base` model: FP8 experts.
+    Base,
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Release::Preview => "V4 preview",
+            Release::Dspark => "V4 0731/0813 (DSpark)",
+            Release::Base => "V4 Base (FP8 experts)",
+        })
+    }
+}
+
+/// A checkpoint whose every tensor was found where and as it must be.
+#[derive(Debug)]
+pub struct Checkpoint {
+    config: Config,
+    shards: Vec<Shard>,
+    tensors: HashMap<Box<str>, Entry>,
+}
+
+impl Checkpoint {
+    /// Opens a folder: reads `config.json`, the index and the shards' headers, and checks them. Nothing else is read.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, by name.
+    pub fn open(folder: &Path) -> Result<Checkpoint, Error> {
+        let config = Config::parse(&read_json(&folder.join("config.json"))?)?;
+        let (files, index) = shard_files(folder)?;
+        let mut shards = Vec::new();
+        for path in files {
+            shards.push(Shard { bytes: mapping::map(&path)?, path });
+        }
+        Checkpoint::new(config, shards, index)
+    }
+
+    /// A checkpoint from bytes in memory: `config.json` and named shards.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_memory(config: &[u8], shards: Vec<(String, Bytes)>) -> Result<Checkpoint, Error> {
+        let shards = shards.into_iter().map(|(name, bytes)| Shard { path: name.into(), bytes }).collect();
+        Checkpoint::new(Config::parse(config)?, shards, None)
+    }
+
+    fn new(config: Config, shards: Vec<Shard>, index: Option<Index>) -> Result<Checkpoint, Error> {
+        let mut tensors: HashMap<Box<str>, Entry> = HashMap::new();
+        for (i, shard) in shards.iter().enumerate() {
+            for (name, entry) in shard::tensors(i as u32, &shard.path, &shard.bytes)? {
+                let name = official(&name).into_boxed_str();
+                if let Some(other) = tensors.get(&name) {
+                    let problem = format!("has tensor {name}, which {} has too", file_name(&shards, other.shard));
+                    return Err(Error::File { path: shard.path.clone(), problem });
+                }
+                tensors.insert(name, entry);
+            }
+        }
+        if let Some(index) = index {
+            index.check(&shards, &tensors)?;
+        }
+        let checkpoint = Checkpoint { config, shards, tensors };
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+
+    /// Every tensor of the layout is there, of a type and shape that will do.
+    fn check(&self) -> Result<(), Error> {
+        let mut first: Option<(String, String, String)> = None;
+        let mut wrong = 0;
+        layout::tensors(&self.config, |name, shape| {
+            let problem = match &shape {
+                Shape::Vector(shape) => self.check_vector(&name, shape),
+                Shape::Matrix(rows, cols) => self.check_matrix(&name, *rows, *cols),
+                Shape::Table(rows, cols) => self.check_plain(&name, &[Dtype::I64], &[*rows, *cols]),
+            };
+            if let Err((tensor, problem)) = problem {
+                wrong += 1;
+                if first.is_none() {
+                    let file = self.tensors.get(tensor.as_str()).map(|e| file_name(&self.shards, e.shard));
+                    first = Some((tensor, problem, file.unwrap_or_else(|| self.place())));
+                }
+            }
+        });
+        match first {
+            None => Ok(()),
+            Some((tensor, problem, file)) => Err(Error::Tensor { tensor, file, problem, others_too: wrong - 1 }),
+        }
+    }
+
+    /// Where a missing tensor was looked for.
+    fn place(&self) -> String {
+        match self.shards.len() {
+            1 => file_name(&self.shards, 0),
+            n => format!("all {n} shards"),
+        }
+    }
+
+    fn check_vector(&self, name: &str, shape: &[usize]) -> Result<(), (String, String)> {
+        self.check_plain(name, &[Dtype::BF16, Dtype::F32], shape)
+    }
+
+    fn check_plain(&self, name: &str, dtypes: &[Dtype], shape: &[usize]) -> Result<(), (String, String)> {
+        let Some(entry) = self.tensors.get(name) else { return Err((name.to_owned(), "is missing".to_owned())) };
+        if *entry.shape != *shape {
+            return Err((name.to_owned(), format!("has shape {:?}; config.json asks for {shape:?}", entry.shape)));
+        }
+        if !dtypes.contains(&entry.dtype) {
+            return Err((name.to_owned(), format!("is {:?}; it must be one of {dtypes:?}", entry.dtype)));
+        }
+        Ok(())
+    }
+
+    fn check_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<(), (String, String)> {
+        let full = self.full_name(name);
+        let Some(entry) = self.tensors.get(full.as_str()) else { return Err((full, "is missing".to_owned())) };
+        let scale = format!("{name}.scale");
+        let scales = [Dtype::F8_E8M0, Dtype::U8];
+        match entry.dtype {
+            Dtype::F32 | Dtype::BF16 => self.check_plain(&full, &[entry.dtype], &[rows, cols]),
+            Dtype::F8_E4M3 => {
+                self.check_plain(&full, &[entry.dtype], &[rows, cols])?;
+                self.check_plain(&scale, &scales, &[rows.div_ceil(128), cols.div_ceil(128)])
+            }
+            Dtype::I8 | Dtype::U8 | Dtype::F4 => {
+                if cols % 32 != 0 {
+                    return Err((full, format!("is FP4 with {cols} columns, which is no multiple of 32")));
+                }
+                let stored = if entry.dtype == Dtype::F4 { cols } else { cols / 2 };
+                self.check_plain(&full, &[entry.dtype], &[rows, stored])?;
+                self.check_plain(&scale, &scales, &[rows, cols / 32])
+            }
+            other => Err((full, format!("is {other:?}; a matrix must be BF16, F32, F8_E4M3 or FP4 in I8 with scales"))),
+        }
+    }
+
+    /// `name.weight`, or `name` for those that have no such ending.
+    fn full_name(&self, name: &str) -> String {
+        if self.tensors.contains_key(name) { name.to_owned() } else { format!("{name}.weight") }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Which release the files are.
+    pub fn release(&self) -> Release {
+        let expert = self.tensors.get("layers.0.ffn.experts.0.w1.weight");
+        if expert.is_some_and(|e| e.dtype == Dtype::F8_E4M3) {
+            Release::Base
+        } else if self.draft_stages() > 1 {
+            Release::Dspark
+        } else {
+            Release::Preview
+        }
+    }
+
+    /// How many `mtp.M` blocks the files have: MTP (one) or DSpark (three) drafts, recognised and left alone.
+    pub fn draft_stages(&self) -> usize {
+        let stage = |name: &str| name.strip_prefix("mtp.")?.split('.').next()?.parse::<u32>().ok();
+        self.tensors.keys().filter_map(|name| stage(name)).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Bytes of all tensors.
+    pub fn weight_bytes(&self) -> u64 {
+        self.tensors.values().map(|e| (e.range.1 - e.range.0) as u64).sum()
+    }
+
+    /// How many shards and tensors there are.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.shards.len(), self.tensors.len())
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, Error> {
+        self.tensors.get(name).ok_or_else(|| Error::Tensor {
+            tensor: name.to_owned(),
+            file: self.place(),
+            problem: "is missing".into(),
+            others_too: 0,
+        })
+    }
+
+    /// A tensor's bytes, where they lie.
+    ///
+    /// # Errors
+    /// There is no such tensor.
+    pub fn bytes(&self, name: &str) -> Result<Bytes, Error> {
+        let entry = self.entry(name)?;
+        Ok(self.shards[entry.shard as usize].bytes.slice(entry.range.0..entry.range.1))
+    }
+
+    /// A BF16 or F32 tensor of any rank, as f32.
+    ///
+    /// # Errors
+    /// There is no such tensor, or it is of another type.
+    pub fn vector(&self, name: &str) -> Result<Vec<f32>, Error> {
+        let bytes = self.bytes(name)?;
+        match self.entry(name)?.dtype {
+            Dtype::F32 => Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+            Dtype::BF16 => {
+                let wide = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+                Ok(bytes.chunks_exact(2).map(wide).collect())
+            }
+            other => Err(Error::Tensor {
+                tensor: name.to_owned(),
+                file: file_name(&self.shards, self.entry(name)?.shard),
+                problem: format!("is {other:?}; it must be BF16 or F32"),
+                others_too: 0,
+            }),
+        }
+    }
+
+    /// A matrix `[out, in]` as stored, by its name without `.weight`, with its scales.
+    ///
+    /// # Errors
+    /// There is no such tensor.
+    pub fn matrix(&self, name: &str) -> Result<Matrix<Bytes>, Error> {
+        let full = self.full_name(name);
+        let entry = self.entry(&full)?;
+        let (rows, stored) = match *entry.shape {
+            [rows, cols] => (rows, cols),
+            _ => {
+                let file = file_name(&self.shards, entry.shard);
+                let problem = format!("has shape {:?}; it must be a matrix", entry.shape);
+                return Err(Error::Tensor { tensor: full, file, problem, others_too: 0 });
+            }
+        };
+        let (format, cols) = match entry.dtype {
+            Dtype::F32 => (Format::F32, stored),
+            Dtype::F8_E4M3 => (Format::Fp8, stored),
+            Dtype::I8 | Dtype::U8 => (Format::Fp4, stored * 2),
+            Dtype::F4 => (Format::Fp4, stored),
+            _ => (Format::Bf16, stored),
+        };
+        let scale = match format {
+            Format::Fp8 | Format::Fp4 => Some(self.bytes(&format!("{name}.scale"))?),
+            Format::F32 | Format::Bf16 => None,
+        };
+        Ok(Matrix { format, rows, cols, data: self.bytes(&full)?, scale })
+    }
+}
+
+fn file_name(shards: &[Shard], shard: u32) -> String {
+    shards[shard as usize].path.display().to_string()
+}
+
+fn read_json(path: &Path) -> Result<Vec<u8>, Error> {
+    let read = |cause| Error::Read { path: path.to_owned(), cause };
+    let size = std::fs::metadata(path).map_err(read)?.len();
+    if size > MAX_JSON {
+        let problem = format!("has {size} bytes, too many for a JSON file of a checkpoint");
+        return Err(Error::File { path: path.to_owned(), problem });
+    }
+    std::fs::read(path).map_err(read)
+}
+
+/// `model.safetensors.index.json`: which shard has which tensor.
+struct Index {
+    path: PathBuf,
+    weight_map: Vec<(String, String)>,
+}
+
+impl Index {
+    fn read(path: PathBuf) -> Result<Index, Error> {
+        #[derive(serde::Deserialize)]
+        struct Raw {
+            weight_map: HashMap<String, String>,
+        }
+        match serde_json::from_slice::<Raw>(&read_json(&path)?) {
+            Ok(raw) => Ok(Index { path, weight_map: raw.weight_map.into_iter().collect() }),
+            Err(e) => Err(Error::File { problem: format!("is no index of shards: {e}"), path }),
+        }
+    }
+
+    /// Every tensor of the index is in the shard that it says.
+    fn check(self, shards: &[Shard], tensors: &HashMap<Box<str>, Entry>) -> Result<(), Error> {
+        let mut wrong: Vec<&str> = Vec::new();
+        for (name, file) in &self.weight_map {
+            let found = tensors.get(official(name).as_str());
+            if !found.is_some_and(|e| shards[e.shard as usize].path.ends_with(file)) {
+                wrong.push(name);
+            }
+        }
+        wrong.sort_unstable();
+        match wrong.first() {
+            None => Ok(()),
+            Some(&name) => {
+                let file = self.weight_map.iter().find(|(n, _)| n == name).map_or("", |(_, file)| file);
+                let more = if wrong.len() > 1 { format!(" (and {} more)", wrong.len() - 1) } else { String::new() };
+                let problem = format!("says that {file} has tensor {name}, but it has not{more}");
+                Err(Error::File { path: self.path, problem })
+            }
+        }
+    }
+}
+
+/// The shards of a folder, and the index where there is one.
+fn shard_files(folder: &Path) -> Result<(Vec<PathBuf>, Option<Index>), Error> {
+    let index = folder.join(INDEX);
+    if index.exists() {
+        let index = Index::read(index)?;
+        let names: HashSet<&str> = index.weight_map.iter().map(|(_, file)| file.as_str()).collect();
+        let mut files: Vec<PathBuf> = Vec::new();
+        for name in names {
+            if !matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]) {
+                let problem = format!("names the shard {name:?}, which is not a file of this folder");
+                return Err(Error::File { path: index.path, problem });
+            }
+            let path = folder.join(name);
+            if !path.exists() {
+                let problem = format!("names the shard {name}, which is not there; download it");
+                return Err(Error::File { path: index.path, problem });
+            }
+            files.push(path);
+        }
+        files.sort();
+        return Ok((files, Some(index)));
+    }
+    let single = folder.join(SINGLE);
+    if single.exists() {
+        return Ok((vec![single], None));
+    }
+    let read = |cause| Error::Read { path: folder.to_owned(), cause };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(read)? {
+        let path = entry.map_err(read)?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        let problem = format!("has neither {INDEX} nor a .safetensors file; is this the model's folder?");
+        return Err(Error::File { path: folder.to_owned(), problem });
+    }
+    Ok((files, None))
+}
+
+#[cfg(test)]
+mod tests;

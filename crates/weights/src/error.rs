@@ -1,0 +1,48 @@
+//! What can be wrong with a checkpoint.
+
+use std::path::PathBuf;
+
+/// Errors of opening and reading a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The system would not let us read.
+    #[error("cannot read {path}: {cause}")]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// Something in `config.json`.
+    #[error("config.json: {field} {problem}")]
+    Config {
+        /// The field.
+        field: String,
+        /// What is wrong with its value.
+        problem: String,
+    },
+    /// A file that is not what it should be.
+    #[error("{path}: {problem}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A tensor that the model needs.
+    #[error("{file}: tensor {tensor} {problem}{}", others(*others_too))]
+    Tensor {
+        /// The tensor's official name.
+        tensor: String,
+        /// Where it was found or looked for.
+        file: String,
+        /// What is wrong.
+        problem: String,
+        /// How many more tensors have something wrong.
+        others_too: usize,
+    },
+}
+
+fn others(count: usize) -> String {
+    if count == 0 { String::new() } else { format!(" (and {count} more tensors are missing or wrong)") }
+}

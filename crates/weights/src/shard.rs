@@ -1,0 +1,137 @@
+//! One safetensors file: its header, checked, and the bytes behind it.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError};
+
+use crate::Error;
+
+/// The longest header that is read, in bytes, as in the format's own library.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// A tensor's place.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub shard: u32,
+    pub dtype: Dtype,
+    pub shape: Box<[usize]>,
+    /// First byte in the file, and one past the last.
+    pub range: (usize, usize),
+}
+
+/// A shard: the whole file.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub path: PathBuf,
+    pub bytes: Bytes,
+}
+
+/// Checks the header at the start of a file's bytes: its length, its JSON, that tensors follow one another and end
+/// where the file does.
+///
+/// # Errors
+/// What is wrong, for people.
+pub fn check_header(bytes: &[u8]) -> Result<(), String> {
+    header(bytes).map(|_| ())
+}
+
+/// The header and where the data starts.
+fn header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
+    let size = bytes.len() as u64;
+    let Some(first) = bytes.first_chunk::<8>() else {
+        return Err(format!("has {size} bytes, too few for a safetensors file; download it again"));
+    };
+    let length = u64::from_le_bytes(*first);
+    if length > MAX_HEADER {
+        return Err(format!("says its header has {length} bytes; this is no safetensors file, or it is damaged"));
+    }
+    if length > size - 8 {
+        return Err(format!("says its header has {length} bytes, but has {size} itself; download it again"));
+    }
+    SafeTensors::read_metadata(bytes).map(|(n, metadata)| (8 + n, metadata)).map_err(|e| match e {
+        SafeTensorError::MetadataIncompleteBuffer => truncated(&bytes[8..8 + length as usize], size - 8 - length),
+        SafeTensorError::TensorInvalidInfo => "has a tensor whose offsets do not fit its shape".to_owned(),
+        SafeTensorError::InvalidOffset(name) => format!("has wrong offsets for tensor {name}"),
+        other => format!("has a header that cannot be read: {other}"),
+    })
+}
+
+/// Which tensor a file that is too short or too long stops in.
+fn truncated(header: &[u8], data: u64) -> String {
+    let value: serde_json::Value = serde_json::from_slice(header).unwrap_or_default();
+    let end = |v: &serde_json::Value| v["data_offsets"][1].as_u64().unwrap_or(0);
+    let tensors = value.as_object().into_iter().flatten().filter(|(name, _)| *name != "__metadata__");
+    let past = tensors.clone().filter(|(_, v)| end(v) > data).min_by_key(|(_, v)| end(v));
+    match past {
+        Some((name, v)) => format!(
+            "is truncated: tensor {name} ends at byte {} of the data, of which there are {data}; download it again",
+            end(v)
+        ),
+        None => {
+            let last = tensors.map(|(_, v)| end(v)).max().unwrap_or(0);
+            format!("has {data} bytes of data, but its tensors end at byte {last}; download it again")
+        }
+    }
+}
+
+/// All tensors of a shard, by the names in its header, with where they are.
+pub(crate) fn tensors(shard: u32, path: &Path, bytes: &Bytes) -> Result<Vec<(String, Entry)>, Error> {
+    let (start, metadata) = header(bytes).map_err(|problem| Error::File { path: path.to_owned(), problem })?;
+    let mut all = Vec::new();
+    for (name, info) in metadata.tensors() {
+        let range = (start + info.data_offsets.0, start + info.data_offsets.1);
+        all.push((name, Entry { shard, dtype: info.dtype, shape: info.shape.clone().into(), range }));
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    }
+
+    const GOOD: &str = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"I8","shape":[3],"data_offsets":[8,11]}}"#;
+
+    #[test]
+    fn says_what_is_wrong() {
+        assert_eq!(check_header(&file(GOOD, 11)), Ok(()));
+        for (bytes, expected) in [
+            (file(GOOD, 9), "tensor b ends at byte 11"),
+            (file(GOOD, 2), "tensor a ends at byte 8"),
+            (file(GOOD, 30), "end at byte 11"),
+            (vec![1, 2], "too few"),
+            (u64::MAX.to_le_bytes().to_vec(), "no safetensors file"),
+            (5000u64.to_le_bytes().to_vec(), "download it again"),
+            (file("not json", 0), "cannot be read"),
+            (file(r#"{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,8]}}"#, 8), "fit its shape"),
+            (file(r#"{"a":{"dtype":"X9","shape":[2],"data_offsets":[0,8]}}"#, 8), "cannot be read"),
+            (
+                file(r#"{"a":{"dtype":"F32","shape":[18446744073709551615,8],"data_offsets":[0,8]}}"#, 8),
+                "cannot be read",
+            ),
+        ] {
+            let message = check_header(&bytes).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), at: usize, byte: u8) {
+            let _ = check_header(&bytes);
+            let mut good = file(GOOD, 11);
+            let at = at % good.len();
+            good[at] = byte;
+            let _ = check_header(&good);
+        }
+    }
+}
