@@ -1,0 +1,256 @@
+//! One thread that runs the model, and the queue before it.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use fathom_kernels::Device;
+use fathom_model::{LogitsWanted, Model, Segment, State};
+
+use crate::sampler::{Choice, Sampler};
+use crate::{Error, Event, Finish, Request, Usage, prefill};
+
+#[cfg(test)]
+mod tests;
+
+/// How to run.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineOptions {
+    /// Tokens of a prompt that are read at once.
+    pub prefill_chunk: usize,
+    /// Requests that may wait.
+    pub queue: usize,
+    /// The most tokens of a session, prompt and answer; at most the model's context.
+    pub context: usize,
+}
+
+type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
+
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    options: EngineOptions,
+    vocab: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<(Request, Sink)>,
+    running: bool,
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handle to the thread that runs the model; clones are the same engine.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl Engine {
+    /// Starts the thread.
+    pub fn start<D: Device>(model: Arc<Model<D>>, options: EngineOptions) -> Engine {
+        let config = model.config();
+        let context = options.context.min(config.max_position_embeddings);
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            options: EngineOptions { context, ..options },
+            vocab: config.vocab_size,
+        });
+        let worker = Worker { model, shared: Arc::clone(&shared), kept: None };
+        let thread = std::thread::spawn(move || worker.run());
+        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))) }
+    }
+
+    /// Takes a request. `sink` gets its events, on the engine's thread: it must be quick. Break cancels.
+    ///
+    /// # Errors
+    /// What is wrong with the request, [`Error::QueueFull`], [`Error::ShuttingDown`].
+    pub fn submit(
+        &self,
+        request: Request,
+        mut sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<(), Error> {
+        self.check(&request)?;
+        let mut queue = self.shared.lock();
+        if queue.closed {
+            return Err(Error::ShuttingDown);
+        }
+        let ahead = queue.waiting.len() + usize::from(queue.running);
+        if queue.waiting.len() >= self.shared.options.queue && queue.running {
+            return Err(Error::QueueFull { waiting: queue.waiting.len() });
+        }
+        if ahead > 0 && sink(Event::Queued { ahead }).is_break() {
+            return Ok(());
+        }
+        queue.waiting.push_back((request, Box::new(sink)));
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    /// What [`Engine::submit`] checks before it queues.
+    ///
+    /// # Errors
+    /// What is wrong with the request.
+    pub fn check(&self, request: &Request) -> Result<(), Error> {
+        let (vocab, context) = (self.shared.vocab, self.shared.options.context);
+        request.sampling.check(vocab)?;
+        if request.prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if request.prompt.len() >= context && request.max_tokens != Some(0) || request.prompt.len() > context {
+            return Err(Error::PromptTooLong { tokens: request.prompt.len(), context });
+        }
+        match request.prompt.iter().position(|&token| token as usize >= vocab) {
+            Some(position) => Err(Error::Token { token: request.prompt[position], position, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// `vocab_size`.
+    pub fn vocab_size(&self) -> usize {
+        self.shared.vocab
+    }
+
+    /// The most tokens of a session.
+    pub fn context(&self) -> usize {
+        self.shared.options.context
+    }
+
+    /// Requests waiting, and whether one runs.
+    pub fn load(&self) -> (usize, bool) {
+        let queue = self.shared.lock();
+        (queue.waiting.len(), queue.running)
+    }
+
+    /// Takes no more requests, finishes those it has, and stops the thread.
+    pub fn drain(&self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_all();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic of the thread has been printed by it.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A finished session that the next request may go on from.
+struct Kept<D: Device> {
+    tokens: Vec<u32>,
+    state: State<D>,
+}
+
+struct Worker<D: Device> {
+    model: Arc<Model<D>>,
+    shared: Arc<Shared>,
+    kept: Option<Kept<D>>,
+}
+
+impl<D: Device> Worker<D> {
+    fn run(mut self) {
+        let mut queue = self.shared.lock();
+        loop {
+            if let Some((request, sink)) = queue.waiting.pop_front() {
+                queue.running = true;
+                drop(queue);
+                let model = Arc::clone(&self.model);
+                model.device().scope(|| self.serve(request, sink));
+                queue = self.shared.lock();
+                queue.running = false;
+            } else if queue.closed {
+                return;
+            } else {
+                // The borrow of `self.shared` ends with the guard, which `wait` gives back.
+                let shared = Arc::clone(&self.shared);
+                drop(queue);
+                drop(shared.changed.wait_while(shared.lock(), |q| q.waiting.is_empty() && !q.closed));
+                queue = self.shared.lock();
+            }
+        }
+    }
+
+    fn serve(&mut self, request: Request, mut sink: Sink) {
+        let last = match self.answer(&request, &mut sink) {
+            Ok((reason, usage)) => Event::Done { reason, usage },
+            Err(e) => Event::Failed(e),
+        };
+        // Nobody left to tell is no error.
+        let _ = sink(last);
+    }
+
+    fn answer(&mut self, request: &Request, sink: &mut Sink) -> Result<(Finish, Usage), Error> {
+        let model = Arc::clone(&self.model);
+        let total = request.prompt.len();
+        let mut usage = Usage { prompt_tokens: total, ..Usage::default() };
+        let Kept { mut tokens, mut state } = self.session(&request.prompt)?;
+        usage.reused_tokens = tokens.len();
+        let reused = tokens.len();
+        if sink(Event::Prefill { done: reused, total, reused }).is_break() {
+            self.kept = (reused > 0).then_some(Kept { tokens, state });
+            return Ok((Finish::Cancelled, usage));
+        }
+
+        let start = Instant::now();
+        let rest = &request.prompt[reused..];
+        let mut read = reused;
+        let logits = prefill(&model, &mut state, rest, self.shared.options.prefill_chunk, &mut |done| {
+            read = reused + done;
+            sink(Event::Prefill { done: read, total, reused })
+        })?;
+        usage.prefill = start.elapsed();
+        tokens.extend_from_slice(&request.prompt[reused..read]);
+        let Some(mut logits) = logits else {
+            self.kept = Some(Kept { tokens, state });
+            return Ok((Finish::Cancelled, usage));
+        };
+
+        let start = Instant::now();
+        let mut sampler = Sampler::new(request.sampling.clone());
+        let reason = loop {
+            if request.max_tokens.is_some_and(|most| usage.generated_tokens >= most) {
+                break Finish::Length;
+            }
+            if tokens.len() >= self.shared.options.context {
+                break Finish::ContextFull;
+            }
+            let Choice { id, logprob, top } = sampler.choose(&logits);
+            if request.stop_tokens.contains(&id) {
+                break Finish::Stop;
+            }
+            usage.generated_tokens += 1;
+            if sink(Event::Token { id, logprob, top }).is_break() {
+                break Finish::Cancelled;
+            }
+            let wanted = LogitsWanted::Last;
+            let out = model.forward(&mut [Segment { state: &mut state, tokens: &[id], logits: wanted }])?;
+            logits = out.into_iter().next().unwrap_or_default();
+            tokens.push(id);
+        };
+        usage.decode = start.elapsed();
+        self.kept = Some(Kept { tokens, state });
+        Ok((reason, usage))
+    }
+
+    /// The kept session if the prompt goes on from all of it, else a new one. The last token of a prompt is always
+    /// read, for its logits.
+    fn session(&mut self, prompt: &[u32]) -> Result<Kept<D>, Error> {
+        match self.kept.take() {
+            Some(kept) if kept.tokens.len() < prompt.len() && prompt.starts_with(&kept.tokens) => Ok(kept),
+            other => {
+                // Before the new one takes its memory.
+                drop(other);
+                Ok(Kept { tokens: Vec::new(), state: self.model.new_state()? })
+            }
+        }
+    }
+}

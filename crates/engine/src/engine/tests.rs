@@ -1,0 +1,111 @@
+use std::sync::mpsc;
+
+use fathom_kernels::{Cpu, CpuOptions};
+use fathom_weights::synth::Synth;
+
+use super::*;
+use crate::Sampling;
+
+fn model() -> Arc<Model<Cpu>> {
+    let checkpoint = Synth::tiny(5).set("num_hidden_layers", 3).set("compress_ratios", vec![4, 128, 0]).checkpoint();
+    let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
+    Arc::new(Model::load(cpu, &checkpoint.unwrap()).unwrap())
+}
+
+fn engine(chunk: usize, queue: usize, context: usize) -> Engine {
+    Engine::start(model(), EngineOptions { prefill_chunk: chunk, queue, context })
+}
+
+fn prompt(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| i * 7919 % 512).collect()
+}
+
+fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    let sampling = Sampling { seed: Some(3), ..Sampling::default() };
+    Request { prompt, max_tokens: Some(max_tokens), sampling, ..Request::default() }
+}
+
+/// Everything that comes back.
+fn run(engine: &Engine, request: Request) -> (Vec<u32>, Finish, Usage) {
+    let (send, receive) = mpsc::channel();
+    engine
+        .submit(request, move |event| send.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue))
+        .unwrap();
+    let mut ids = Vec::new();
+    for event in receive {
+        match event {
+            Event::Token { id, .. } => ids.push(id),
+            Event::Done { reason, usage } => return (ids, reason, usage),
+            Event::Failed(e) => panic!("{e}"),
+            Event::Queued { .. } | Event::Prefill { .. } => {}
+        }
+    }
+    panic!("the engine went away");
+}
+
+#[test]
+fn chunks_and_reuse_change_nothing() {
+    let whole = run(&engine(512, 4, 1000), request(prompt(200), 20)).0;
+    assert_eq!(run(&engine(7, 4, 1000), request(prompt(200), 20)).0, whole);
+    // Part of the prompt, then all of it on the same session.
+    let engine = engine(64, 4, 1000);
+    let (_, reason, _) = run(&engine, request(prompt(120), 0));
+    assert_eq!(reason, Finish::Length);
+    let (ids, _, usage) = run(&engine, request(prompt(200), 20));
+    assert_eq!((ids, usage.reused_tokens), (whole.clone(), 120));
+    // The conversation goes on: everything but the last token is known.
+    let longer = [prompt(200), whole.clone(), vec![9]].concat();
+    let (again, _, usage) = run(&engine, request(longer.clone(), 5));
+    assert_eq!(usage.reused_tokens, 220);
+    let fresh = run(&self::engine(512, 4, 1000), request(longer, 5)).0;
+    assert_eq!(again, fresh);
+    // Another conversation reuses nothing.
+    assert_eq!(run(&engine, request(prompt(50), 1)).2.reused_tokens, 0);
+}
+
+#[test]
+fn ends_for_the_right_reason() {
+    let engine = engine(64, 4, 60);
+    let (ids, reason, usage) = run(&engine, request(prompt(50), 100));
+    assert_eq!((ids.len(), reason, usage.generated_tokens), (10, Finish::ContextFull, 10));
+    let stop = Request { stop_tokens: vec![ids[3]], ..request(prompt(50), 100) };
+    let (first, reason, _) = run(&engine, stop);
+    let at = ids.iter().position(|&id| id == ids[3]).unwrap();
+    assert_eq!((first.as_slice(), reason), (&ids[..at], Finish::Stop));
+}
+
+#[test]
+fn bad_requests_are_refused_at_once() {
+    let engine = engine(64, 4, 60);
+    let refuse = |r: Request| engine.submit(r, |_| ControlFlow::Continue(())).unwrap_err().to_string();
+    assert!(refuse(request(vec![], 1)).contains("prompt is empty"));
+    assert!(refuse(request(prompt(60), 1)).contains("60 tokens"));
+    assert!(refuse(request(vec![1, 512], 1)).contains("token id 512 at position 1"));
+    let bad = Request { sampling: Sampling { top_p: 2.0, ..Sampling::default() }, ..request(prompt(3), 1) };
+    assert!(refuse(bad).contains("top_p is 2"));
+}
+
+#[test]
+fn cancels_queues_and_drains() {
+    let engine = engine(8, 1, 5000);
+    let (send, receive) = mpsc::channel();
+    let mut seen = 0;
+    engine
+        .submit(request(prompt(4000), 1), move |event| {
+            seen += 1;
+            let _ = send.send(event);
+            if seen > 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap();
+    let (waits, waited) = mpsc::channel();
+    let later = move |event: Event| {
+        let _ = waits.send(event);
+        ControlFlow::Continue(())
+    };
+    engine.submit(request(prompt(20), 3), later).unwrap();
+    engine.drain();
+    assert!(matches!(engine.submit(request(prompt(3), 1), |_| ControlFlow::Continue(())), Err(Error::ShuttingDown)));
+    let last = |events: mpsc::Receiver<Event>| events.into_iter().last();
+    assert!(matches!(last(receive), Some(Event::Done { reason: Finish::Cancelled, .. })));
+    assert!(matches!(last(waited), Some(Event::Done { reason: Finish::Length, .. })));
+}
