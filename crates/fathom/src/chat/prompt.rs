@@ -10,6 +10,7 @@ use deepseek_recipe_core::prompt::Prompt;
 use deepseek_recipe_core::special_tokens::SpecialToken;
 use deepseek_recipe_encoding::PromptEncoding;
 use deepseek_recipe_encoding::dsv4::DeepseekV4Encoding;
+use fathom_weights::Release;
 
 use super::Tokenizer;
 use crate::Error;
@@ -22,6 +23,16 @@ pub enum Dialect {
     Preview,
     /// Flash-0731, Pro-0813 and later: that text asks for high effort, and a stronger one for the greatest.
     Current,
+}
+
+impl From<Release> for Dialect {
+    fn from(release: Release) -> Dialect {
+        match release {
+            // The Base models came with the preview and were never taught efforts.
+            Release::Preview | Release::Base => Dialect::Preview,
+            Release::Dspark => Dialect::Current,
+        }
+    }
 }
 
 impl Dialect {

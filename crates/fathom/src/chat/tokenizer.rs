@@ -76,8 +76,8 @@ impl Tokenizer {
         Tokenizer::load_in_background(folder)?.wait()
     }
 
-    /// Starts reading the tokenizer in `folder` and returns at once. A released tokenizer takes one to two seconds,
-    /// nearly all of it spent building the merge tables: time enough to open the weights.
+    /// Starts reading the tokenizer in `folder` and returns at once. A released one takes a second or so, a tenth of it
+    /// for the JSON and the rest for building the merge tables: time enough to open the weights.
     ///
     /// # Errors
     /// [`Error::TokenizerMissing`] right away; everything else when waiting.
@@ -228,7 +228,7 @@ impl StreamTokenizer for Tokenizer {
     }
 }
 
-/// Runs `load` on a thread, or here where no thread is to be had.
+/// Runs `load` on a thread.
 fn spawn(path: PathBuf, load: impl FnOnce() -> Result<Tokenizer, Error> + Send + 'static) -> Result<Loading, Error> {
     let thread = thread::Builder::new()
         .name("tokenizer".to_owned())

@@ -1,0 +1,127 @@
+//! Refusals and failures, in the shape OpenAI's clients read.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use fathom_engine::Error as EngineError;
+
+/// An error as a response: a status, and `{"error": {"message", "type", "param", "code"}}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// What happened, and what to do about it.
+    pub message: String,
+    /// The parameter at fault.
+    pub param: Option<String>,
+    /// A word for programs.
+    pub code: &'static str,
+}
+
+/// The parameters that messages of other crates may name; the first one a message has is at fault.
+const PARAMS: [&str; 22] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "top_logprobs",
+    "logprobs",
+    "max_tokens",
+    "stop",
+    "stream_options",
+    "response_format",
+    "tool_choice",
+    "tools",
+    "tool_calls",
+    "reasoning_effort",
+    "prefix",
+    "messages",
+    "message",
+    "n",
+];
+
+impl ApiError {
+    /// 400: a request that is well-formed but cannot be met as it stands; `param` where one is at fault.
+    pub fn bad(param: Option<&str>, message: impl Into<String>) -> ApiError {
+        let param = param.map(str::to_owned);
+        ApiError { status: StatusCode::BAD_REQUEST, message: message.into(), param, code: "invalid_request_error" }
+    }
+
+    /// 400, with the parameter that `message` itself names.
+    pub fn bad_as_it_says(message: impl Into<String>) -> ApiError {
+        let message = message.into();
+        let mut words = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let param = words.find_map(|word| PARAMS.into_iter().find(|&param| param == word));
+        let param = param.map(|param| if param == "message" { "messages" } else { param });
+        ApiError::bad(param, message)
+    }
+
+    /// 400: more tokens than the model's context holds.
+    pub fn too_long(message: impl Into<String>) -> ApiError {
+        ApiError { code: "context_length_exceeded", ..ApiError::bad(Some("messages"), message) }
+    }
+
+    /// 422: JSON, but of the wrong types.
+    pub fn wrong_type(param: Option<String>, message: impl Into<String>) -> ApiError {
+        ApiError { status: StatusCode::UNPROCESSABLE_ENTITY, param, ..ApiError::bad(None, message) }
+    }
+
+    /// 404: a model that is not served here.
+    pub fn no_such_model(asked: &str, served: &str) -> ApiError {
+        let message = format!("The model '{asked}' is not served here; the one that is: '{served}'.");
+        let status = StatusCode::NOT_FOUND;
+        ApiError { status, code: "model_not_found", ..ApiError::bad(Some("model"), message) }
+    }
+
+    /// 503: too many requests wait already.
+    pub fn busy(waiting: usize) -> ApiError {
+        let message = format!("The queue is full: {waiting} requests run or wait already. Try again later.");
+        ApiError { status: StatusCode::SERVICE_UNAVAILABLE, message, param: None, code: "queue_full" }
+    }
+
+    /// 500: a failure that is not the client's.
+    pub fn internal(message: impl Into<String>) -> ApiError {
+        let message = message.into();
+        ApiError { status: StatusCode::INTERNAL_SERVER_ERROR, message, param: None, code: "internal_error" }
+    }
+
+    /// Another status, with a word for programs.
+    pub fn other(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError { status, message: message.into(), param: None, code }
+    }
+
+    /// What the engine would not do, or failed to.
+    pub fn from_engine(error: &EngineError) -> ApiError {
+        let message = error.to_string();
+        let unavailable = |code| ApiError::other(StatusCode::SERVICE_UNAVAILABLE, code, &message);
+        match error {
+            EngineError::Sampling { parameter, .. } => ApiError::bad(Some(parameter), message),
+            EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::bad(Some("messages"), message),
+            EngineError::PromptTooLong { .. } => ApiError::too_long(message),
+            EngineError::QueueFull { .. } => unavailable("queue_full"),
+            EngineError::ShuttingDown => unavailable("shutting_down"),
+            EngineError::Model(_) => ApiError::internal(message),
+        }
+    }
+
+    /// The body.
+    pub fn body(&self) -> Value {
+        let kind = if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
+        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(self.body())).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
+        response
+    }
+}

@@ -1,0 +1,37 @@
+//! What the server asks of an engine.
+
+use std::ops::ControlFlow;
+
+use fathom_engine::{Engine, Error, Event, Request};
+
+/// Where an engine's events go. It is called on the engine's thread, and ends the generation by answering `Break`.
+pub type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
+
+/// Something that continues prompts. The engine does; so do the tests' stand-ins.
+pub trait Generate: Send + Sync + 'static {
+    /// Checks `request` and queues it; what comes of it goes to `sink`.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or that the queue is full.
+    fn submit(&self, request: Request, sink: Sink) -> Result<(), Error>;
+
+    /// The size of the vocabulary: token ids are below it.
+    fn vocab_size(&self) -> usize;
+
+    /// The most tokens a prompt and its answer may have.
+    fn context(&self) -> usize;
+}
+
+impl Generate for Engine {
+    fn submit(&self, request: Request, sink: Sink) -> Result<(), Error> {
+        Engine::submit(self, request, sink)
+    }
+
+    fn vocab_size(&self) -> usize {
+        Engine::vocab_size(self)
+    }
+
+    fn context(&self) -> usize {
+        Engine::context(self)
+    }
+}

@@ -1,0 +1,183 @@
+//! A request's bytes to a conversation and a way to sample.
+
+use std::collections::BTreeMap;
+
+use deepseek_recipe::openai::ChatCompletionRequest;
+use deepseek_recipe::request::{ConversationRequest, ConversionError, ConversionOptions, ProtocolRequest};
+use deepseek_recipe_core::conversation::ResponseFormat;
+use deepseek_recipe_core::tools::ToolChoice;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::ApiError;
+use crate::chat::Dialect;
+use fathom_engine::Sampling;
+
+/// What a request may ask of the served model.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The name requests call the model by.
+    pub model: String,
+    /// How its prompts are written.
+    pub dialect: Dialect,
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// The most tokens a prompt and its answer may have.
+    pub context: usize,
+    /// Whether requests that do not say are answered with thinking first.
+    pub thinking: bool,
+    /// Whether the vocabulary has what tool calls are written with.
+    pub tools: bool,
+}
+
+/// A request to `/v1/chat/completions`, understood and checked.
+#[derive(Debug)]
+pub struct ChatRequest {
+    /// The conversation, how to read the answer, and how to send it.
+    pub converted: ConversationRequest,
+    /// How to choose tokens.
+    pub sampling: Sampling,
+}
+
+/// The parameters DeepSeek's conversion does not know, or overrides where the hosted API would.
+#[derive(Debug, Deserialize)]
+struct Sampled {
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<usize>,
+    min_p: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
+}
+
+/// Reads the body of a request to `/v1/chat/completions`. Fields nobody knows are ignored.
+///
+/// # Errors
+/// 400 for what is not JSON and for values out of range, 404 for another model's name, 422 for wrong types; each names
+/// the parameter.
+pub fn parse_chat(body: &[u8], served: &Served) -> Result<ChatRequest, ApiError> {
+    let mut body: Value = serde_json::from_slice(body).map_err(|error| not_json(body, &error))?;
+    translate(&mut body)?;
+    let sampled: Sampled = typed(&body)?;
+    let request: ChatCompletionRequest = typed(&body)?;
+    if request.model != served.model {
+        return Err(ApiError::no_such_model(&request.model, &served.model));
+    }
+    let bound = u32::try_from(served.context).unwrap_or(u32::MAX);
+    let options = ConversionOptions::new()
+        .with_model_versions_by_name([] as [(String, _); 0])
+        .with_model_alias(&served.model, served.dialect.model_version())
+        .with_default_thinking_mode(served.thinking)
+        .with_thinking_max_tokens_upper_bound(bound)
+        .with_non_thinking_max_tokens_upper_bound(bound);
+    let converted = request.convert(options).map_err(|error| match error {
+        ConversionError::BadRequest { detail } => ApiError::bad_as_it_says(detail),
+        ConversionError::Internal { detail } => ApiError::internal(detail),
+    })?;
+    if matches!(converted.conversation.response_format, ResponseFormat::Regex(_)) {
+        let message = "response_format 'regex' is not supported; use 'text', 'json_object' or 'json_schema'.";
+        return Err(ApiError::bad(Some("response_format"), message));
+    }
+    if converted.conversation.tool_choice == ToolChoice::Required && !served.tools {
+        let message = "tool_choice cannot force a call: this model's vocabulary has no token for tool calls.";
+        return Err(ApiError::bad(Some("tool_choice"), message));
+    }
+    let sampling = sampling(&sampled, &converted, served)?;
+    Ok(ChatRequest { converted, sampling })
+}
+
+/// Puts newer spellings of OpenAI's into the older ones that DeepSeek's conversion reads.
+fn translate(body: &mut Value) -> Result<(), ApiError> {
+    let Some(body) = body.as_object_mut() else {
+        return Err(ApiError::wrong_type(None, "The body must be a JSON object."));
+    };
+    if let Some(tokens) = body.remove("max_completion_tokens").filter(|tokens| !tokens.is_null()) {
+        body.insert("max_tokens".to_owned(), tokens);
+    }
+    for message in body.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(role) = message.get_mut("role").filter(|role| *role == "developer") {
+            *role = "system".into();
+        }
+    }
+    Ok(())
+}
+
+/// A value as a `T`, or the path to what does not fit.
+fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner().to_string();
+        // At the top, only the cause says which field: "missing field `model`".
+        let param = if path == "." { cause.split('`').nth(1).map(str::to_owned) } else { Some(path) };
+        let message = match &param {
+            Some(param) => format!("Invalid '{param}': {cause}."),
+            None => format!("Invalid request: {cause}."),
+        };
+        ApiError::wrong_type(param, message)
+    })
+}
+
+fn sampling(sampled: &Sampled, converted: &ConversationRequest, served: &Served) -> Result<Sampling, ApiError> {
+    let mut logit_bias = Vec::new();
+    for (token, &bias) in sampled.logit_bias.iter().flatten() {
+        let at_fault = |message: String| ApiError::bad(Some("logit_bias"), message);
+        let id: u32 = token.parse().ok().filter(|&id| (id as usize) < served.vocab_size).ok_or_else(|| {
+            at_fault(format!("logit_bias: '{token}' is no token id; they are below {}.", served.vocab_size))
+        })?;
+        logit_bias.push((id, bias));
+    }
+    let options = &converted.inference_options;
+    let default = Sampling::default();
+    // The hosted API overrides temperature and top_p while the model thinks; here what is asked for is done.
+    let sampling = Sampling {
+        temperature: sampled.temperature.unwrap_or(default.temperature),
+        top_p: sampled.top_p.unwrap_or(default.top_p),
+        top_k: sampled.top_k.unwrap_or(default.top_k),
+        min_p: sampled.min_p.unwrap_or(default.min_p),
+        seed: options.seed,
+        presence_penalty: sampled.presence_penalty.unwrap_or(default.presence_penalty),
+        frequency_penalty: sampled.frequency_penalty.unwrap_or(default.frequency_penalty),
+        logit_bias,
+        logprobs: options.logprobs.then(|| options.top_logprobs.unwrap_or(0).into()),
+    };
+    sampling.check(served.vocab_size).map_err(|error| ApiError::from_engine(&error))?;
+    Ok(sampling)
+}
+
+/// 400 for what is not JSON, naming the parameter where the reason is a number JSON does not have.
+fn not_json(body: &[u8], error: &serde_json::Error) -> ApiError {
+    match not_a_number(body) {
+        Some((key, word)) => ApiError::bad(Some(&key), format!("'{key}' must be a finite number, not {word}.")),
+        None => ApiError::bad(None, format!("The body is not valid JSON: {error}.")),
+    }
+}
+
+/// The key before the first `NaN` or `Infinity` outside of strings, as some clients write them.
+fn not_a_number(body: &[u8]) -> Option<(String, &'static str)> {
+    let text = std::str::from_utf8(body).ok()?;
+    let mut key = "";
+    let mut at = 0;
+    while at < text.len() {
+        let rest = &text.as_bytes()[at..];
+        if rest[0] == b'"' {
+            let mut escaped = false;
+            let end = rest[1..].iter().position(|&byte| {
+                let closes = byte == b'"' && !escaped;
+                escaped = byte == b'\\' && !escaped;
+                closes
+            })?;
+            key = &text[at + 1..at + 1 + end];
+            at += end + 2;
+            continue;
+        }
+        for word in ["NaN", "Infinity"] {
+            if rest.starts_with(word.as_bytes()) {
+                return Some((key.to_owned(), word));
+            }
+        }
+        at += 1;
+    }
+    None
+}

@@ -1,0 +1,176 @@
+//! The server: its state, its routes, and how it stops.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::completions::{completions, now};
+use super::{ApiError, Generate, Served};
+use crate::Error;
+use crate::chat::Prompter;
+
+/// How much the server takes on.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Requests that run or wait at once; one more is told to come back later.
+    pub requests: usize,
+    /// The largest body, in bytes. A million tokens of English are about 4 MB.
+    pub body: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { requests: 16, body: 64 << 20 }
+    }
+}
+
+/// A model behind the API.
+pub struct Service<G> {
+    pub(super) engine: G,
+    pub(super) prompter: Prompter,
+    pub(super) served: Served,
+    pub(super) eos: u32,
+    pub(super) limits: Limits,
+    slots: Arc<Semaphore>,
+    started: u64,
+}
+
+impl<G: Generate> Service<G> {
+    /// Serves `engine` under the name `model`. `eos` is the token that ends an answer; `thinking` says whether requests
+    /// that do not say are answered with thinking first.
+    pub fn new(engine: G, prompter: Prompter, model: &str, eos: u32, thinking: bool, limits: Limits) -> Service<G> {
+        let served = Served {
+            model: model.to_owned(),
+            dialect: prompter.dialect(),
+            vocab_size: engine.vocab_size(),
+            context: engine.context(),
+            thinking,
+            tools: prompter.tokenizer().can_call_tools(),
+        };
+        let slots = Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)));
+        Service { engine, prompter, served, eos, limits, slots, started: now() }
+    }
+
+    pub(super) fn take_slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.slots).try_acquire_owned().map_err(|_| ApiError::busy(self.limits.requests))
+    }
+
+    fn card(&self) -> Value {
+        let context = self.served.context;
+        let id = &self.served.model;
+        json!({"id": id, "object": "model", "created": self.started, "owned_by": "deepseek-ai", "max_model_len": context})
+    }
+}
+
+/// The routes of the API.
+pub fn router<G: Generate>(service: Arc<Service<G>>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(completions::<G>))
+        .route("/v1/models", get(models::<G>))
+        .route("/v1/models/{model}", get(model::<G>))
+        .route("/health", get(health::<G>))
+        .fallback(|| async { ApiError::other(StatusCode::NOT_FOUND, "not_found", "There is nothing at this address.") })
+        .method_not_allowed_fallback(|| async {
+            let message = "This address does not take this method.";
+            ApiError::other(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+        })
+        .with_state(service)
+}
+
+async fn models<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Value> {
+    Json(json!({"object": "list", "data": [service.card()]}))
+}
+
+async fn model<G: Generate>(
+    State(service): State<Arc<Service<G>>>,
+    Path(model): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    if model != service.served.model {
+        return Err(ApiError::no_such_model(&model, &service.served.model));
+    }
+    Ok(Json(service.card()))
+}
+
+async fn health<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Value> {
+    let (requests, free) = (service.limits.requests, service.slots.available_permits());
+    let requests = json!({"active": requests.saturating_sub(free), "limit": requests});
+    Json(json!({
+        "status": "ok",
+        "model": service.served.model,
+        "context": service.served.context,
+        "requests": requests,
+    }))
+}
+
+/// Listens on `address` and serves until Ctrl-C or SIGTERM; then takes no more connections, finishes what it has, and
+/// returns. A second signal ends the process at once. `ready` is told the address, with the port that was got for 0.
+///
+/// # Errors
+/// [`Error::Listen`] if the address cannot be had, [`Error::Serve`] if the system fails later.
+pub fn serve<G: Generate>(
+    service: Service<G>,
+    address: SocketAddr,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), Error> {
+    // The model needs the cores; passing tokens on needs little.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(4)
+        .enable_all()
+        .build()
+        .map_err(Error::Serve)?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(address).await.map_err(|cause| Error::Listen { address, cause })?;
+        ready(listener.local_addr().map_err(Error::Serve)?);
+        serve_until(listener, router(Arc::new(service)), stop_signal()).await
+    })
+}
+
+/// Serves on `listener` until `stop` comes, then finishes what runs.
+pub(super) async fn serve_until(
+    listener: TcpListener,
+    router: Router,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
+    axum::serve(listener, router).with_graceful_shutdown(stop).await.map_err(Error::Serve)
+}
+
+/// Waits for the first signal to stop, and leaves someone behind to wait for the second.
+async fn stop_signal() {
+    signalled().await;
+    tracing::warn!("finishing the requests that are here; interrupt again to end at once");
+    tokio::spawn(async {
+        signalled().await;
+        std::process::exit(130);
+    });
+}
+
+/// Waits for Ctrl-C or SIGTERM; forever if the system cannot tell.
+async fn signalled() {
+    let interrupt = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupt => {}
+        () = terminate => {}
+    }
+}
