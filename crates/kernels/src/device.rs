@@ -346,6 +346,12 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Rows of the embedding, each repeated `copies` times: `[n, copies·D]`. Tokens are below the vocabulary's size.
     fn embed(&self, table: &Matrix<Self::Buffer>, tokens: &[u32], copies: usize) -> Result<Array<Self::Buffer>, Error>;
 
+    /// Bytes of scratch that [`Device::experts`] takes for `rows` rows.
+    fn experts_bytes(&self, rows: usize, slots: usize, width: usize, inter: usize) -> usize;
+
+    /// Bytes of scratch that [`Device::index_select`] takes for `rows` rows.
+    fn index_bytes(&self, shape: IndexShape, rows: usize) -> usize;
+
     /// The rows with the given numbers.
     fn gather(&self, x: &Array<Self::Buffer>, rows: &[usize]) -> Result<Array<Self::Buffer>, Error>;
 

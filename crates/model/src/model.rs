@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use fathom_kernels::{Array, Device, Hyper, HyperShape, Matrix, Share, Span};
+use fathom_kernels::{Array, Device, Hyper, HyperShape, IndexShape, Matrix, Share, Span};
 use fathom_weights::Config;
 
 use crate::block::Block;
@@ -98,14 +98,19 @@ impl<D: Device> Model<D> {
         let row = fathom_kernels::RowShape { width: c.head_dim, rope: c.qk_rope_head_dim }.bytes();
         // What lives through a pass, then the larger of attention's and the experts' most.
         let residual = hc * d_model + 2 * c.qk_rope_head_dim + d_model + 2 * (hc + hc * hc);
-        let index = c.index_n_heads * (c.index_head_dim + 1) + c.index_topk + 1;
+        let index = c.index_n_heads * (c.index_head_dim + 1);
         let compress = 5 * c.head_dim;
         let attention = 3 * c.q_lora_rank + 2 * heads + 2 * c.head_dim + row.div_ceil(4) + index + compress;
         let output = heads + c.o_groups * c.o_lora_rank + d_model;
         let experts = c.n_routed_experts + 3 * inter + 2 * d_model;
-        let widest = attention.max(output + attention).max(experts) + (2 + hc) * hc + d_model;
+        let widest = (output + attention).max(experts) + (2 + hc) * hc + d_model;
         let last = (hc + 4) * d_model + c.vocab_size;
-        ((rows * (residual + widest) + last) * 4) as u64
+        let index_shape = IndexShape { heads: c.index_n_heads, width: c.index_head_dim, keep: c.index_topk };
+        // The number of rows decides how a device shares out the indexer's work: one row may take more than two.
+        let index_own = [1, rows.min(32), rows].map(|n| self.device.index_bytes(index_shape, n));
+        let experts_own = self.device.experts_bytes(rows, c.num_experts_per_tok, d_model, inter);
+        let own = experts_own + index_own.into_iter().max().unwrap_or(0);
+        ((rows * (residual + widest) + last) * 4 + own) as u64
     }
 
     /// One pass over the layers for any number of segments. Returns, for each segment, the logits it wanted,

@@ -22,12 +22,7 @@ pub(crate) struct Moe<D: Device> {
 
 impl<D: Device> Moe<D> {
     /// x `[n, D]` → `[n, D]`.
-    pub(crate) fn forward(
-        &self,
-        device: &D,
-        tokens: &[u32],
-        x: &Array<D::Buffer>,
-    ) -> Result<Array<D::Buffer>, Error> {
+    pub(crate) fn forward(&self, device: &D, tokens: &[u32], x: &Array<D::Buffer>) -> Result<Array<D::Buffer>, Error> {
         let scores = device.linear(x, &self.router)?; // [n, E]
         let routing = device.route(&scores, &self.gate, tokens, self.slots, self.scale)?;
         let gate = device.linear(x, &self.shared.w1)?; // [n, inter]

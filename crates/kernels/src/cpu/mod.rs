@@ -159,6 +159,14 @@ impl Device for Cpu {
         Ok(out)
     }
 
+    fn experts_bytes(&self, rows: usize, slots: usize, width: usize, inter: usize) -> usize {
+        experts::scratch_bytes(rows, slots, width, inter)
+    }
+
+    fn index_bytes(&self, shape: IndexShape, rows: usize) -> usize {
+        rows * (shape.keep + 1) * 4 + index::scratch_bytes(&self.pool, shape, rows)
+    }
+
     fn gather(&self, x: &Array<Buffer>, rows: &[usize]) -> Result<Array<Buffer>, Error> {
         let mut out = self.array(rows.len(), x.width)?;
         for (&row, out) in rows.iter().zip(out.data.f32_mut().chunks_exact_mut(x.width)) {
@@ -322,6 +330,7 @@ impl Device for Cpu {
         let n = span.rows.len();
         let mut entries = self.alloc(Share::Scratch, n * shape.keep * 4)?;
         let mut counts = self.alloc(Share::Scratch, n * 4)?;
+        let _held = self.ledger.reserve(Share::Scratch, index::scratch_bytes(&self.pool, shape, n))?;
         let slices: Vec<&[u8]> = pages.pages.iter().map(|page| page.bytes()).collect();
         let keys = index::Keys { pages: &slices, offset: pages.offset, per_page: pages.per_page };
         let part = |x: &Array<Buffer>| span.rows.start * x.width..span.rows.end * x.width;
@@ -422,6 +431,8 @@ impl Device for Cpu {
         limit: f32,
         y: &mut Array<Buffer>,
     ) -> Result<(), Error> {
+        let inter = experts.first().map_or(0, |e| e.w1.rows);
+        let _held = self.ledger.reserve(Share::Scratch, self.experts_bytes(x.rows, routing.slots, x.width, inter))?;
         let (isa, pool, profile) = (self.isa, &self.pool, self.profile);
         experts::experts(isa, pool, profile, x.data.f32(), routing, experts, limit, y.data.f32_mut());
         Ok(())

@@ -156,6 +156,7 @@ impl Isa {
     }
 
     /// The names of those that fathom knows and this CPU lacks.
+    #[cfg(test)]
     pub(crate) fn missing() -> Vec<&'static str> {
         let have: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
         ["avx512", "avx2", "neon"].into_iter().filter(|name| !have.contains(name)).collect()

@@ -201,6 +201,18 @@ impl Kernel for Score<'_> {
     }
 }
 
+/// How many parts the entries of `n` rows are scored in, at most.
+fn most_stretches(pool: &Pool, n: usize) -> usize {
+    if n.div_ceil(ROWS) >= 2 * pool.threads() { 1 } else { 4 * pool.threads() }
+}
+
+/// Bytes that [`select`] takes for itself at most: rounded queries, and twice `keep` candidates for each row and part.
+pub(crate) fn scratch_bytes(pool: &Pool, shape: IndexShape, n: usize) -> usize {
+    let lanes = shape.width / FP4_BLOCK * shape.heads.div_ceil(LANES) * LANES;
+    let tops = n.next_multiple_of(ROWS) * most_stretches(pool, n) * (2 * shape.keep * 8 + size_of::<Top>());
+    n * lanes * (FP4_BLOCK + 8 + 4) + tops
+}
+
 /// For each row of q `[n, Hi·di]`, at positions from `start` on, the entries to attend to.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn select(
