@@ -8,12 +8,13 @@ use std::task::{Context, Poll, Waker};
 
 use deepseek_recipe::stream::{
     ChunkGenerator, FinishReason, InferenceChunk, InferenceFinishReason, InferenceTokenLogprob, OutputChunk,
-    ParsingOptions, PromptUsage, StreamError, StreamProcessor, StreamTokenizer,
+    ParsingOptions, PromptUsage, StreamError, StreamProcessor,
 };
 use futures_util::Stream;
 use futures_util::stream::poll_fn;
 
 use super::Tokenizer;
+use super::tokenizer::NO_TOKEN;
 use crate::Error;
 
 /// A part of an answer, as it comes.
@@ -79,17 +80,14 @@ type Parsed<C> = Pin<Box<dyn Stream<Item = Result<C, StreamError>> + Send>>;
 /// DeepSeek's parser is a stream over a stream; here it is fed by hand, so that it can be used with or without an async
 /// runtime.
 pub struct Output<G: ChunkGenerator = Pieces> {
-    tokenizer: Arc<Tokenizer>,
     queue: Queue,
     parsed: Parsed<G::Chunk>,
-    /// Tokens whose text the parser holds back because it ends in U+FFFD: perhaps an incomplete character.
-    held: Vec<u32>,
     ended: bool,
 }
 
 impl<G: ChunkGenerator> fmt::Debug for Output<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Output").field("held", &self.held).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Output").field("ended", &self.ended).finish_non_exhaustive()
     }
 }
 
@@ -113,9 +111,9 @@ where
             Some(chunk) => Poll::Ready(Some(chunk)),
             None => Poll::Pending,
         });
-        let processor = StreamProcessor::new(generator, parsing).with_tokenizer(Arc::clone(&tokenizer));
+        let processor = StreamProcessor::new(generator, parsing).with_tokenizer(tokenizer);
         let parsed = Box::pin(processor.into_protocol_stream(source));
-        Output { tokenizer, queue, parsed, held: Vec::new(), ended: false }
+        Output { queue, parsed, ended: false }
     }
 
     /// Says what the prompt took: `tokens` in all, `reused` of them from the cache. To be called once, first, or not
@@ -134,14 +132,6 @@ where
     /// # Errors
     /// [`Error::Decode`].
     pub fn push(&mut self, id: u32, logprob: Option<InferenceTokenLogprob>) -> Result<Vec<G::Chunk>, Error> {
-        if self.tokenizer.is_special(id) {
-            self.held.clear();
-        } else {
-            self.held.push(id);
-            if !self.tokenizer.decode(&self.held).ends_with('\u{FFFD}') {
-                self.held.clear();
-            }
-        }
         self.feed(InferenceChunk::Tokens { token_ids: vec![id], logprobs: logprob.map(|logprob| vec![logprob]) })
     }
 
@@ -150,13 +140,8 @@ where
     /// # Errors
     /// As [`Output::push`].
     pub fn end(&mut self, reason: InferenceFinishReason) -> Result<Vec<G::Chunk>, Error> {
-        let mut chunks = Vec::new();
-        if !self.held.is_empty() {
-            // The parser would drop the incomplete character.
-            let held = std::mem::take(&mut self.held);
-            let content = self.tokenizer.decode_ids(&held, false).map_err(Error::Decode)?;
-            chunks = self.feed(InferenceChunk::Text { content, token_count: held.len() })?;
-        }
+        // The parser holds back text that ends in U+FFFD, perhaps an incomplete character, and in the end would drop it.
+        let mut chunks = self.feed(InferenceChunk::Tokens { token_ids: vec![NO_TOKEN], logprobs: None })?;
         chunks.extend(self.feed(InferenceChunk::Finish { finish_reason: reason })?);
         Ok(chunks)
     }

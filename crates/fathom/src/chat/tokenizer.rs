@@ -22,6 +22,10 @@ const LARGEST_FILE: u64 = 256 << 20;
 /// largest id, so ids are checked before it sees them.
 const LARGEST_ID: u64 = 1 << 22;
 
+/// An id that no vocabulary has and no text stands for. To DeepSeek's parser it is a special token: at one, the parser
+/// gives what it held back.
+pub(super) const NO_TOKEN: u32 = u32::MAX;
+
 /// The special tokens without which no prompt can be written.
 const REQUIRED: [SpecialToken; 6] = [
     SpecialToken::Bos,
@@ -92,6 +96,15 @@ impl Tokenizer {
             let config = if config.is_file() { Some((read(&config)?, config)) } else { None };
             build(&path, &json, config.as_ref().map(|(bytes, path)| (path.as_path(), bytes.as_slice())))
         })
+    }
+
+    /// Starts reading a tokenizer that is in memory, as [`Tokenizer::from_bytes`] does, and returns at once.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn bytes_in_background(name: &str, tokenizer_json: &'static [u8]) -> Result<Loading, Error> {
+        let path = PathBuf::from(name);
+        spawn(path.clone(), move || build(&path, tokenizer_json, None))
     }
 
     /// Reads a tokenizer that is in memory, such as the embedded model's; `name` stands for the file in errors.
@@ -224,7 +237,7 @@ impl StreamTokenizer for Tokenizer {
     }
 
     fn is_special_token(&self, id: u32) -> bool {
-        self.is_special(id)
+        self.is_special(id) || id == NO_TOKEN
     }
 }
 

@@ -1,5 +1,6 @@
 //! The API over an engine that says what it is told to.
 
+mod clients;
 mod errors;
 mod lifetime;
 mod replies;
@@ -38,6 +39,8 @@ struct Seen {
 #[derive(Clone)]
 struct Parrot {
     reply: String,
+    /// What to say to a prompt instead of `reply`.
+    reply_to: Option<fn(&str) -> String>,
     pause: Duration,
     finish: Finish,
     fail: bool,
@@ -50,6 +53,7 @@ impl Parrot {
     fn new(reply: &str) -> Parrot {
         Parrot {
             reply: reply.to_owned(),
+            reply_to: None,
             pause: Duration::ZERO,
             finish: Finish::Stop,
             fail: false,
@@ -82,7 +86,13 @@ impl Parrot {
             say(Event::Failed(Error::Model("the disk is gone".to_owned())));
             return;
         }
-        for id in ids(&self.reply) {
+        let reply = match self.reply_to {
+            Some(reply_to) => ids(&reply_to(&TOKENIZER.decode(&request.prompt))),
+            None => ids(&self.reply),
+        };
+        let most = request.max_tokens.unwrap_or(usize::MAX);
+        let finish = if reply.len() > most { Finish::Length } else { self.finish };
+        for id in reply.into_iter().take(most) {
             std::thread::sleep(self.pause);
             let logprob = request.sampling.logprobs.map(|_| -0.5);
             let alternatives = request.sampling.logprobs.unwrap_or(0);
@@ -92,7 +102,7 @@ impl Parrot {
                 return;
             }
         }
-        say(Event::Done { reason: self.finish, usage: Usage::default() });
+        say(Event::Done { reason: finish, usage: Usage::default() });
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use super::{Parrot, ask, ids, post, send, stream};
 use fathom_engine::Finish;
 
-const CALL: &str = "One moment.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"weather\">\n<｜DSML｜parameter \
+pub const CALL: &str = "One moment.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"weather\">\n<｜DSML｜parameter \
                     name=\"city\" string=\"true\">Bern</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>";
 
 fn weather() -> Value {
