@@ -1,5 +1,6 @@
 //! The API over an engine that says what it is told to.
 
+mod bodies;
 mod clients;
 mod errors;
 mod lifetime;
