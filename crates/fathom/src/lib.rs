@@ -2,7 +2,10 @@
 #![deny(unsafe_code)]
 
 pub mod chat;
+pub mod cli;
+pub mod demo;
 mod error;
 pub mod server;
+pub mod ui;
 
 pub use error::Error;

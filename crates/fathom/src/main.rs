@@ -1,1 +1,7 @@
-fn main() {}
+//! The `fathom` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fathom::cli::main()
+}

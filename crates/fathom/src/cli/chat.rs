@@ -1,0 +1,131 @@
+//! `fathom chat`: a conversation in the terminal.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fathom_engine::{Finish, Request};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+
+use super::Outcome;
+use super::ask::{Reading, ask};
+use super::model::{Files, Options, load};
+use super::run::{SamplingArgs, Think, print};
+use crate::chat::{Effort, Message, Role};
+
+/// Flags of `fathom chat`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A folder with an official checkpoint [default: the embedded model]
+    model: Option<PathBuf>,
+    /// Instructions above the conversation
+    #[arg(long)]
+    system: Option<String>,
+    /// Think before answering
+    #[arg(long, value_enum, default_value_t = Think::Off)]
+    think: Think,
+    /// The most tokens of one answer
+    #[arg(long)]
+    max_tokens: Option<usize>,
+    /// The most tokens of the conversation [default: what the model holds]
+    #[arg(long)]
+    context: Option<usize>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    options: Options,
+}
+
+const HELP: &str = "\
+/think off|low|high|max   how hard to think before an answer
+/clear                    forget the conversation
+/exit                     leave (or Ctrl-D)
+Ctrl-C stops an answer; the part that was said is kept.";
+
+/// Talks until the person leaves.
+pub fn chat(args: &Args) -> Outcome {
+    let files = Files::open(args.model.as_deref())?;
+    let loaded = load(&files, &args.options, args.context)?;
+    let (vocab, eos) = (files.checkpoint.config().vocab_size, files.checkpoint.config().eos_token_id);
+    let sampling = args.sampling.sampling();
+    sampling.check(vocab)?;
+    eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    let prompter = files.prompter()?;
+    let engine = loaded.engine(&args.options, 1);
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+
+    let mut effort = Effort::from(args.think);
+    let beginning: Vec<Message> =
+        args.system.iter().map(|text| Message { role: Role::System, text: text.clone() }).collect();
+    let mut messages = beginning.clone();
+    let mut editor = DefaultEditor::new()?;
+    let mut out = io::stdout();
+    eprintln!("Type a message, or /help.");
+    loop {
+        let line = match editor.readline("> ") {
+            Ok(line) => line,
+            Err(ReadlineError::Interrupted | ReadlineError::Eof) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
+        let line = line.trim();
+        // History is a convenience: a line that cannot be kept is no reason to stop.
+        let _ = editor.add_history_entry(line);
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [] => continue,
+            ["/exit" | "/quit"] => return Ok(()),
+            ["/help"] => {
+                eprintln!("{HELP}");
+                continue;
+            }
+            ["/clear"] => {
+                messages.clone_from(&beginning);
+                eprintln!("(forgotten)");
+                continue;
+            }
+            ["/think", how] => {
+                match <Think as clap::ValueEnum>::from_str(how, true) {
+                    Ok(think) => effort = think.into(),
+                    Err(_) => eprintln!("/think takes off, low, high or max"),
+                }
+                continue;
+            }
+            [word, ..] if word.starts_with('/') => {
+                eprintln!("there is no {word}; /help lists what there is");
+                continue;
+            }
+            _ => {}
+        }
+        messages.push(Message { role: Role::User, text: line.to_owned() });
+        let (prompt, parsing) = prompter.chat(&messages, effort)?;
+        let request =
+            Request { prompt, max_tokens: args.max_tokens, stop_tokens: vec![eos], sampling: sampling.clone() };
+        stop.store(false, Ordering::Relaxed);
+        let mut thinking = false;
+        let reading = Reading::Chat(parsing);
+        match ask(&loaded, &engine, prompter.tokenizer(), request, reading, false, &stop, |shown| {
+            thinking = print(&mut out, shown, thinking)?;
+            Ok(())
+        }) {
+            Ok(answer) => {
+                writeln!(out)?;
+                let why = match answer.finish {
+                    Finish::Cancelled => "stopped; ",
+                    Finish::ContextFull => "the context is full; /clear starts over; ",
+                    Finish::Length => "--max-tokens reached; ",
+                    Finish::Stop => "",
+                };
+                eprintln!("({why}{})", answer.numbers());
+                messages.push(Message { role: Role::Assistant, text: answer.text });
+            }
+            Err(e) => {
+                // The question did not go through; the conversation did.
+                messages.pop();
+                eprintln!("fathom: {e}");
+            }
+        }
+    }
+}

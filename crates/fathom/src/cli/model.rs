@@ -1,0 +1,143 @@
+//! Opening a model: the flags that all commands share, the files, the plan, the engine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fathom_engine::{Engine, EngineOptions};
+use fathom_kernels::{Cpu, CpuOptions, Device, Profile, Share};
+use fathom_model::Model;
+use fathom_weights::{Checkpoint, Release};
+
+use crate::chat::{Dialect, Loading, Prompter, Tokenizer};
+use crate::ui::Plan;
+
+/// The name of the embedded model.
+pub const EMBEDDED: &str = "demo";
+
+const CONFIG: &[u8] = include_bytes!("../../assets/demo-model/config.json");
+const WEIGHTS: &[u8] = include_bytes!("../../assets/demo-model/model-00001.safetensors");
+const TOKENIZER: &[u8] = include_bytes!("../../assets/demo-model/tokenizer.json");
+
+/// What the program itself takes: code, threads with their panels, the allocator's slack.
+const PROGRAM: u64 = 48 << 20;
+
+/// How to run a model.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Threads [default: one for each core]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Instruction set: plain, avx2, avx512, neon [default: the best this CPU has]
+    #[arg(long)]
+    pub isa: Option<String>,
+    /// Numeric profile: native or exact
+    #[arg(long, default_value_t = Profile::Native)]
+    pub profile: Profile,
+    /// Tokens of a prompt that are read at once
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub prefill_chunk: u32,
+}
+
+/// A model's files, opened and checked, before any weight is read.
+pub struct Files {
+    /// How people call it.
+    pub name: String,
+    /// The tensors.
+    pub checkpoint: Checkpoint,
+    tokenizer: Result<Loading, crate::Error>,
+    text: u64,
+}
+
+impl Files {
+    /// Opens a folder, or the embedded model where there is none or it is called `demo`.
+    pub fn open(folder: Option<&Path>) -> Result<Files, Box<dyn std::error::Error>> {
+        let Some(folder) = folder.filter(|folder| *folder != Path::new(EMBEDDED) || folder.is_dir()) else {
+            let shard = ("model-00001.safetensors".to_owned(), Bytes::from_static(WEIGHTS));
+            let checkpoint = Checkpoint::from_memory(CONFIG, vec![shard])?;
+            let tokenizer = Tokenizer::bytes_in_background("tokenizer.json (embedded)", TOKENIZER);
+            return Ok(Files { name: EMBEDDED.into(), checkpoint, tokenizer, text: TOKENIZER.len() as u64 });
+        };
+        if !folder.is_dir() {
+            return Err(format!("{}: no such folder; MODEL is the folder of a checkpoint", folder.display()).into());
+        }
+        let tokenizer = Tokenizer::load_in_background(folder);
+        let checkpoint = Checkpoint::open(folder)?;
+        let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        let name = name.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
+        let text = std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |m| m.len());
+        Ok(Files { name, checkpoint, tokenizer, text })
+    }
+
+    /// Waits for the tokenizer and checks that it is this model's.
+    pub fn prompter(self) -> Result<Prompter, Box<dyn std::error::Error>> {
+        let config = self.checkpoint.config();
+        let tokenizer = self.tokenizer?.wait()?;
+        tokenizer.check(config.vocab_size, config.bos_token_id, config.eos_token_id)?;
+        let dialect = match self.checkpoint.release() {
+            Release::Dspark => Dialect::Current,
+            Release::Preview | Release::Base => Dialect::Preview,
+        };
+        Ok(Prompter::new(Arc::new(tokenizer), dialect))
+    }
+}
+
+/// A model on this CPU.
+pub struct Loaded {
+    /// It.
+    pub model: Arc<Model<Cpu>>,
+    /// The memory it may take, for one session of `context` tokens.
+    pub plan: Plan,
+    /// The most tokens of a session.
+    pub context: usize,
+}
+
+/// Puts the model on the CPU and limits the ledger to what is planned.
+pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<Loaded, Box<dyn std::error::Error>> {
+    let cpu = Cpu::new(CpuOptions {
+        threads: options.threads.map(usize::from),
+        isa: options.isa.clone(),
+        profile: options.profile,
+    })?;
+    if cpu.isa() == "plain" && options.isa.is_none() {
+        eprintln!("this CPU has neither AVX2 nor NEON: plain code runs, with the same results, many times slower");
+    }
+    let model = Model::load(cpu, &files.checkpoint)?;
+    let limit = model.config().max_position_embeddings;
+    let context = context.unwrap_or(limit);
+    if context > limit {
+        return Err(format!("--context is {context}, but the model holds {limit} tokens at most").into());
+    }
+    let chunk = options.prefill_chunk as usize;
+    let plan = Plan {
+        weights: files.checkpoint.weight_bytes(),
+        state: model.state_bytes(context),
+        scratch: model.scratch_bytes(chunk),
+        // A tokenizer takes some twenty times its file; a token of a prompt a few bytes as text, as token and twice over.
+        program: PROGRAM + 20 * files.text + 40 * context.min(1 << 20) as u64,
+    };
+    let ledger = model.device().ledger();
+    ledger.limit(Share::State, plan.state);
+    ledger.limit(Share::Scratch, plan.scratch);
+    Ok(Loaded { model: Arc::new(model), plan, context })
+}
+
+impl Loaded {
+    /// One line about what runs and how.
+    pub fn describe(&self, name: &str, release: Release) -> String {
+        let device = self.model.device();
+        format!("{name}: {release}, {}, profile {}", device.name(), device.profile())
+    }
+
+    /// An engine over it.
+    pub fn engine(&self, options: &Options, queue: usize) -> Engine {
+        let prefill_chunk = options.prefill_chunk as usize;
+        Engine::start(Arc::clone(&self.model), EngineOptions { prefill_chunk, queue, context: self.context })
+    }
+}
+
+/// Whether the first of some words is a model: a folder, `demo`, or something that looks like a path.
+pub fn is_model(word: &str) -> bool {
+    let path_like = word.contains('/') && !word.contains(char::is_whitespace);
+    word == EMBEDDED || path_like || PathBuf::from(word).is_dir()
+}

@@ -1,0 +1,254 @@
+//! `fathom run`: one answer.
+
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use fathom_engine::{Request, Sampling};
+
+use super::Outcome;
+use super::ask::{Reading, Shown, ask};
+use super::model::{Files, Options, is_model, load};
+use crate::chat::{Effort, Message, Role};
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SamplingArgs {
+    /// 0 takes the likeliest token always
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// Keep the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Keep this many of the likeliest tokens; 0 keeps all
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Drop tokens less likely than this share of the likeliest
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f32,
+    /// The same seed gives the same text
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Taken off tokens that were said before
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    presence_penalty: f32,
+    /// Taken off tokens for each time they were said
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
+    frequency_penalty: f32,
+}
+
+impl SamplingArgs {
+    /// As the engine takes them.
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            seed: self.seed,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: Vec::new(),
+            logprobs: None,
+        }
+    }
+}
+
+/// How hard to think.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Think {
+    /// Answer at once
+    Off,
+    /// A little
+    Low,
+    /// As trained by default
+    High,
+    /// As long as it takes
+    Max,
+}
+
+impl From<Think> for Effort {
+    fn from(think: Think) -> Effort {
+        match think {
+            Think::Off => Effort::None,
+            Think::Low => Effort::Low,
+            Think::High => Effort::High,
+            Think::Max => Effort::Max,
+        }
+    }
+}
+
+/// Flags of `fathom run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// MODEL, a folder with an official checkpoint (the embedded model where left out), then the prompt
+    #[arg(value_name = "MODEL] [PROMPT")]
+    words: Vec<String>,
+    /// A file or folder to put before the prompt; may be given again
+    #[arg(long, value_name = "PATH")]
+    file: Vec<PathBuf>,
+    /// Instructions above the conversation
+    #[arg(long)]
+    system: Option<String>,
+    /// Think before answering
+    #[arg(long, value_enum, default_value_t = Think::Off)]
+    think: Think,
+    /// Continue the prompt as it stands: no template around it
+    #[arg(long, conflicts_with_all = ["system", "think"])]
+    raw: bool,
+    /// The most tokens to generate
+    #[arg(long)]
+    max_tokens: Option<usize>,
+    /// A text that ends the answer; may be given again
+    #[arg(long)]
+    stop: Vec<String>,
+    /// The most tokens of prompt and answer [default: what the model holds]
+    #[arg(long)]
+    context: Option<usize>,
+    /// One JSON object at the end instead of text
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Answers one prompt.
+pub fn run(args: &Args) -> Outcome {
+    let (folder, words) = match args.words.split_first() {
+        Some((first, rest)) if is_model(first) => (Some(Path::new(first.as_str())), rest),
+        _ => (None, &args.words[..]),
+    };
+    let files = Files::open(folder)?;
+    let prompt = prompt(words, &args.file)?;
+    if prompt.trim().is_empty() {
+        return Err("there is no prompt; give one as an argument, with --file or on standard input".into());
+    }
+    let loaded = load(&files, &args.options, args.context)?;
+    let (vocab, eos) = (files.checkpoint.config().vocab_size, files.checkpoint.config().eos_token_id);
+    let sampling = args.sampling.sampling();
+    sampling.check(vocab)?;
+    let about = loaded.describe(&files.name, files.checkpoint.release());
+    let prompter = files.prompter()?;
+    let (tokens, reading) = if args.raw {
+        (prompter.raw(&prompt)?, Reading::Raw)
+    } else {
+        let mut messages = Vec::new();
+        messages.extend(args.system.iter().map(|text| Message { role: Role::System, text: text.clone() }));
+        messages.push(Message { role: Role::User, text: prompt });
+        let (tokens, mut parsing) = prompter.chat(&messages, args.think.into())?;
+        parsing.stop_sequences.clone_from(&args.stop);
+        (tokens, Reading::Chat(parsing))
+    };
+    eprintln!("{about}");
+    let engine = loaded.engine(&args.options, 1);
+    let request = Request { prompt: tokens, max_tokens: args.max_tokens, stop_tokens: vec![eos], sampling };
+    let mut out = io::stdout();
+    let mut thinking = false;
+    let cancel = Arc::new(AtomicBool::new(false));
+    let answer = ask(&loaded, &engine, prompter.tokenizer(), request, reading, false, &cancel, |shown| {
+        if !args.json {
+            thinking = print(&mut out, shown, thinking)?;
+        }
+        Ok(())
+    })?;
+    if args.json {
+        writeln!(out, "{}", answer.json())?;
+    } else {
+        writeln!(out)?;
+    }
+    eprintln!("{}", answer.numbers());
+    Ok(())
+}
+
+/// Prints part of an answer, thinking set apart; returns whether it was thinking.
+pub fn print(out: &mut impl Write, shown: Shown<'_>, thinking: bool) -> io::Result<bool> {
+    let (dim, plain) = if io::stdout().is_terminal() { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+    let now = match shown {
+        Shown::Thinking(text) => {
+            write!(out, "{dim}{text}{plain}")?;
+            true
+        }
+        Shown::Answer(text) => {
+            let gap = if thinking { "\n\n" } else { "" };
+            write!(out, "{gap}{text}")?;
+            false
+        }
+    };
+    out.flush()?;
+    Ok(now)
+}
+
+/// Files, then standard input where it is piped in or asked for with `-`, then the words.
+fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::error::Error>> {
+    let mut parts = Vec::new();
+    for path in files {
+        read(path, path.is_dir(), &mut parts)?;
+    }
+    let (dash, words): (Vec<&String>, Vec<&String>) = words.iter().partition(|word| *word == "-");
+    if !dash.is_empty() || (words.is_empty() && files.is_empty() && !io::stdin().is_terminal()) {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes)?;
+        parts.push(text("standard input", bytes)?);
+    }
+    if !words.is_empty() {
+        parts.push(words.into_iter().map(String::as_str).collect::<Vec<_>>().join(" "));
+    }
+    Ok(parts.join("\n\n"))
+}
+
+/// A file's text under its name; a folder's files, in order, hidden ones left out.
+fn read(path: &Path, inside: bool, parts: &mut Vec<String>) -> Outcome {
+    let failed = |e: io::Error| format!("cannot read {}: {e}", path.display());
+    if path.is_dir() {
+        let mut entries: Vec<PathBuf> = fs::read_dir(path)
+            .map_err(failed)?
+            .map(|e| e.map(|e| e.path()))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        entries.sort();
+        for entry in entries {
+            let hidden = entry.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+            if !hidden && !entry.is_symlink() {
+                read(&entry, true, parts)?;
+            }
+        }
+        return Ok(());
+    }
+    let content = text(&path.display().to_string(), fs::read(path).map_err(failed)?)?;
+    parts.push(if inside { format!("# {}\n\n{content}", path.display()) } else { content });
+    Ok(())
+}
+
+fn text(name: &str, bytes: Vec<u8>) -> Result<String, String> {
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        format!("{name}: not UTF-8 from byte {at} on; convert it or leave it out")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_put_together() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("src")).unwrap();
+        fs::write(folder.path().join("src/a.txt"), "first").unwrap();
+        fs::write(folder.path().join(".hidden"), [0xff]).unwrap();
+        fs::write(folder.path().join("b.txt"), "second").unwrap();
+        let all = prompt(&["and".into(), "then?".into()], &[folder.path().to_owned()]).unwrap();
+        assert!(all.contains("b.txt\n\nsecond") && all.contains("a.txt\n\nfirst") && all.ends_with("\n\nand then?"));
+        let one = prompt(&[], &[folder.path().join("b.txt")]).unwrap();
+        assert_eq!(one, "second");
+        fs::write(folder.path().join("b.txt"), b"ab\xffc").unwrap();
+        let message = prompt(&[], &[folder.path().join("b.txt")]).unwrap_err().to_string();
+        assert!(message.contains("b.txt: not UTF-8 from byte 2"), "{message}");
+        let message = prompt(&[], &[folder.path().join("none.txt")]).unwrap_err().to_string();
+        assert!(message.contains("none.txt"), "{message}");
+    }
+}

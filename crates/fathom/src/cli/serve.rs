@@ -1,0 +1,54 @@
+//! `fathom serve`: the OpenAI chat API over HTTP.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use super::Outcome;
+use super::model::{Files, Options, load};
+use crate::server::{Limits, Service, serve as listen};
+
+/// Flags of `fathom serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A folder with an official checkpoint [default: the embedded model]
+    model: Option<PathBuf>,
+    /// The address to listen on; anything but loopback lets others in, and there are no keys yet
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// The port; 0 takes a free one
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// The model's name in the API [default: the folder's name]
+    #[arg(long)]
+    served_model_name: Option<String>,
+    /// Requests that run or wait at once
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    requests: u16,
+    /// Think before answering where a request does not say
+    #[arg(long)]
+    think: bool,
+    /// The most tokens of prompt and answer [default: what the model holds]
+    #[arg(long)]
+    context: Option<usize>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Serves until Ctrl-C.
+pub fn serve(args: &Args) -> Outcome {
+    let files = Files::open(args.model.as_deref())?;
+    let loaded = load(&files, &args.options, args.context)?;
+    let eos = files.checkpoint.config().eos_token_id;
+    let name = args.served_model_name.clone().unwrap_or_else(|| files.name.clone());
+    eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    eprintln!("memory: {}", loaded.plan);
+    let prompter = files.prompter()?;
+    let engine = loaded.engine(&args.options, usize::from(args.requests));
+    let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
+    let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
+    listen(service, SocketAddr::new(args.host, args.port), |address| {
+        eprintln!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
+    })?;
+    engine.drain();
+    Ok(())
+}
