@@ -40,7 +40,7 @@ pub enum Error {
     #[error("cannot decode the answer: {0}")]
     Decode(String),
     /// The server's address cannot be had.
-    #[error("cannot listen on {address}: {cause}; choose another with --listen ADDRESS:PORT")]
+    #[error("cannot listen on {address}: {cause}; choose another with --host and --port")]
     Listen {
         /// The address asked for.
         address: SocketAddr,
