@@ -162,24 +162,31 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> F {
-        // SAFETY: the caller gives twice 16 readable bytes, 512 readable i8 and 16 readable i32; `self` proves AVX2.
+    unsafe fn dot_index(self, keys: *const u8, q: *const i8, bias: i32) -> F {
+        // SAFETY: the caller gives 512 readable bytes and 32 readable i8; `self` proves AVX2.
         unsafe {
             let mut sums = [_mm256_setzero_si256(); 2];
             // A pair is at most 2·24·12 = 576 and eight are added: no i16 overflows.
             for step in 0..8 {
-                let key = if step < 4 { even } else { odd };
-                let four = _mm256_set1_epi32(key.add(4 * (step % 4)).cast::<i32>().read_unaligned());
+                let four = _mm256_set1_epi32(q.add(4 * step).cast::<i32>().read_unaligned());
                 for (half, sum) in sums.iter_mut().enumerate() {
-                    let heads = _mm256_loadu_si256(q.add(64 * step + 32 * half).cast());
-                    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(four, heads));
+                    let keys = _mm256_loadu_si256(keys.add(64 * step + 32 * half).cast());
+                    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(keys, four));
                 }
             }
-            let finish = |sum, bias: *const i32| {
-                let wide = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
-                _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, _mm256_loadu_si256(bias.cast())))
-            };
-            F(finish(sums[0], bias), finish(sums[1], bias.add(8)))
+            let (one, bias) = (_mm256_set1_epi16(1), _mm256_set1_epi32(bias));
+            F(
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_madd_epi16(sums[0], one), bias)),
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_madd_epi16(sums[1], one), bias)),
+            )
+        }
+    }
+    #[inline(always)]
+    fn ge(self, a: F, b: F) -> u32 {
+        // SAFETY: `self` proves AVX.
+        unsafe {
+            let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a.0, b.0)) as u32;
+            low | (_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a.1, b.1)) as u32) << 8
         }
     }
 }

@@ -163,16 +163,22 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> __m512 {
-        // SAFETY: the caller gives twice 16 readable bytes, 512 readable i8 and 16 readable i32; `self` proves VNNI.
+    unsafe fn dot_index(self, keys: *const u8, q: *const i8, bias: i32) -> __m512 {
+        // SAFETY: the caller gives 512 readable bytes and 32 readable i8; `self` proves VNNI.
         unsafe {
-            let mut sum = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(bias.cast()));
-            for step in 0..8 {
-                let key = if step < 4 { even } else { odd };
-                let four = _mm512_set1_epi32(key.add(4 * (step % 4)).cast::<i32>().read_unaligned());
-                sum = _mm512_dpbusd_epi32(sum, four, _mm512_loadu_si512(q.add(64 * step).cast()));
+            let (mut even, mut odd) = (_mm512_set1_epi32(-bias), _mm512_setzero_si512());
+            for step in 0..4 {
+                let four = |at: usize| _mm512_set1_epi32(q.add(4 * at).cast::<i32>().read_unaligned());
+                let keys = keys.add(128 * step);
+                even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(keys.cast()), four(2 * step));
+                odd = _mm512_dpbusd_epi32(odd, _mm512_loadu_si512(keys.add(64).cast()), four(2 * step + 1));
             }
-            _mm512_cvtepi32_ps(sum)
+            _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd))
         }
+    }
+    #[inline(always)]
+    fn ge(self, a: __m512, b: __m512) -> u32 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b)) }
     }
 }

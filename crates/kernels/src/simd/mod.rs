@@ -80,10 +80,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Four scales, of 32 columns each, to the lanes of their octets: `x[j/4] · 2^(e[j/4] − 128)`.
     unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> Self::F;
 
-    /// Integer products of one FP4 index key with sixteen heads' FP4 queries, over one group of 32 dims: lane h has
-    /// `Σ_k key[k]·q[h][k]`, both as doubled integers, as f32. The key's 16 dims of even k and 16 of odd k are biased
-    /// by [`FP4_BIAS`]; `q` is `[8][16 heads][4]` i8 in that order of k; `bias` has `FP4_BIAS · Σ_k q[h][k]`, 16 i32.
-    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> Self::F;
+    /// Integer products of one FP4 index query with sixteen keys, over one group of 32 dims: lane e has
+    /// `Σ_k key[e][k]·q[k]`, both as doubled integers, as f32. `keys` is `[8][16 keys][4]`, biased by [`FP4_BIAS`]; `q`
+    /// has 32 i8 in the same order of k; `bias` is `FP4_BIAS · Σ_k q[k]`.
+    unsafe fn dot_index(self, keys: *const u8, q: *const i8, bias: i32) -> Self::F;
+    /// Bit i says whether lane i of a is not below lane i of b.
+    fn ge(self, a: Self::F, b: Self::F) -> u32;
 }
 
 /// Reads the first `n ≤ 16` f32 and zeros after them.

@@ -165,28 +165,39 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> F {
-        // SAFETY: the caller gives twice 16 readable bytes, 512 readable i8 and 16 readable i32.
+    unsafe fn dot_index(self, keys: *const u8, q: *const i8, bias: i32) -> F {
+        // SAFETY: the caller gives 512 readable bytes and 32 readable i8.
         unsafe {
             // A product is at most 24·12 = 288 and eight are added: no i16 overflows.
             let mut sums = [[vdupq_n_s16(0); 2]; 4];
             for step in 0..8 {
-                let key = if step < 4 { even } else { odd };
-                let four = key.add(4 * (step % 4)).cast::<i32>().read_unaligned();
-                let four = vreinterpretq_s8_s32(vdupq_n_s32(four));
+                let four = vreinterpretq_s8_s32(vdupq_n_s32(q.add(4 * step).cast::<i32>().read_unaligned()));
                 for (i, sum) in sums.iter_mut().enumerate() {
-                    let heads = vld1q_s8(q.add(64 * step + 16 * i));
-                    sum[0] = vmlal_s8(sum[0], vget_low_s8(four), vget_low_s8(heads));
-                    sum[1] = vmlal_s8(sum[1], vget_high_s8(four), vget_high_s8(heads));
+                    let keys = vreinterpretq_s8_u8(vld1q_u8(keys.add(64 * step + 16 * i)));
+                    sum[0] = vmlal_s8(sum[0], vget_low_s8(four), vget_low_s8(keys));
+                    sum[1] = vmlal_s8(sum[1], vget_high_s8(four), vget_high_s8(keys));
                 }
             }
             let mut out = [vdupq_n_f32(0.0); 4];
-            for (i, out) in out.iter_mut().enumerate() {
-                let heads = vpaddq_s32(vpaddlq_s16(sums[i][0]), vpaddlq_s16(sums[i][1]));
-                *out = vcvtq_f32_s32(vsubq_s32(heads, load_i32(bias.add(4 * i))));
+            for (out, sum) in out.iter_mut().zip(sums) {
+                let keys = vpaddq_s32(vpaddlq_s16(sum[0]), vpaddlq_s16(sum[1]));
+                *out = vcvtq_f32_s32(vsubq_s32(keys, vdupq_n_s32(bias)));
             }
             out
         }
+    }
+    #[inline(always)]
+    fn ge(self, a: F, b: F) -> u32 {
+        let mut bits = 0;
+        // SAFETY: NEON is part of the target.
+        unsafe {
+            const PLACE: [u32; 4] = [1, 2, 4, 8];
+            let place = vreinterpretq_u32_u8(vld1q_u8(PLACE.as_ptr().cast()));
+            for i in 0..4 {
+                bits |= vaddvq_u32(vandq_u32(vcgeq_f32(a[i], b[i]), place)) << (4 * i);
+            }
+        }
+        bits
     }
 }
 

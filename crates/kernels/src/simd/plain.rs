@@ -118,18 +118,15 @@ impl Simd for Plain {
         // SAFETY: the caller gives 128 writable bytes.
         unsafe { p.cast::<[u8; 128]>().write(w) }
     }
-    unsafe fn dot_index(self, even: *const u8, odd: *const u8, q: *const i8, bias: *const i32) -> F {
-        // SAFETY: the caller gives twice 16 readable bytes, 512 readable i8 and 16 readable i32.
-        let (key, q, bias) = unsafe {
-            (
-                [even.cast::<[u8; 16]>().read(), odd.cast::<[u8; 16]>().read()],
-                &*q.cast::<[[[i8; 4]; LANES]; 8]>(),
-                bias.cast::<[i32; LANES]>().read_unaligned(),
-            )
-        };
-        std::array::from_fn(|h| {
-            let dot: i32 = (0..32).map(|k| i32::from(key[k / 16][k % 16]) * i32::from(q[k / 4][h][k % 4])).sum();
-            (dot - bias[h]) as f32
+    unsafe fn dot_index(self, keys: *const u8, q: *const i8, bias: i32) -> F {
+        // SAFETY: the caller gives 512 readable bytes and 32 readable i8.
+        let (keys, q) = unsafe { (&*keys.cast::<[[[u8; 4]; LANES]; 8]>(), &*q.cast::<[i8; 32]>()) };
+        std::array::from_fn(|e| {
+            let dot: i32 = (0..32).map(|k| i32::from(keys[k / 4][e][k % 4]) * i32::from(q[k])).sum();
+            (dot - bias) as f32
         })
+    }
+    fn ge(self, a: F, b: F) -> u32 {
+        (0..LANES).map(|i| u32::from(a[i] >= b[i]) << i).sum()
     }
 }

@@ -69,12 +69,8 @@ impl Kernel for All<'_> {
             let w = s.load_fp4(self.bytes.as_ptr().add(5));
             put(s.dot_fp4(w, self.q.as_ptr().add(1), self.bias.as_ptr()));
             put(s.scale_fp4(self.bytes.as_ptr().add(7), self.a.as_ptr()));
-            put(s.dot_index(
-                self.bytes.as_ptr().add(96),
-                self.bytes.as_ptr().add(112),
-                self.q.as_ptr().add(1),
-                self.bias.as_ptr(),
-            ));
+            put(s.dot_index(self.bytes.as_ptr().add(96), self.q.as_ptr().add(481), self.bias[0]));
+            put(s.splat(s.ge(a, b) as f32));
         }
         out
     }
@@ -96,7 +92,7 @@ fn primitives_match_plain() {
         bytes[1..33].iter_mut().skip(1).step_by(2).for_each(|high| *high &= 0xBF); // no infinities
         bytes.resize(96, 0);
         bytes.extend(
-            (0..32).map(|_| [12, 13, 14, 15, 16, 18, 20, 24, 11, 10, 9, 8, 6, 4, 0][random.byte() as usize % 15]),
+            (0..512).map(|_| [12, 13, 14, 15, 16, 18, 20, 24, 11, 10, 9, 8, 6, 4, 0][random.byte() as usize % 15]),
         );
         let largest = if round % 2 == 0 { 127 } else { 12 };
         let q: Vec<i8> =

@@ -1,6 +1,7 @@
 //! The indexer: which compressed entries a position attends to (V4.md, *Indexer*).
 //!
-//! `score_b = Σ_h w_h · relu(q_h · key_b)`, the products exact in integers. Lane h mod 16 takes its heads ascending.
+//! `score_b = Σ_h w_h · relu(q_h · key_b)`, the products exact in integers. Of sixteen sums, sum h mod 16 takes its heads
+//! ascending; then they fold, 16 → 8 → 4 → 2 → 1.
 //! The best are kept while streaming over the entries, so no row of scores as long as the context ever exists.
 
 mod top;
@@ -25,17 +26,17 @@ const ROWS: usize = 16;
 /// Entries a task scores at least, where one row's entries are shared out.
 const STRETCH: usize = 4096;
 
-/// Rows of queries, rounded and laid out for [`Simd::dot_index`].
+/// Rows of queries, rounded to doubled FP4 integers.
 struct Queries {
+    heads: usize,
     groups: usize,
-    blocks: usize,
-    /// `[n][groups][blocks][8][16 heads][4]`.
+    /// `[n, heads, groups, 32]`: 16 of even k, then 16 of odd k, as keys are decoded.
     integers: Vec<i8>,
-    /// `[n][groups][blocks][16]`: FP4_BIAS · Σ.
+    /// `[n, heads, groups]`: FP4_BIAS · Σ.
     bias: Vec<i32>,
-    /// `[n][groups][blocks][16]`.
+    /// `[n, heads, groups]`, halved.
     scales: Vec<f32>,
-    /// `[n][blocks][16]`: wi.
+    /// `[n, heads]`: wi.
     weights: Vec<f32>,
 }
 
@@ -50,49 +51,41 @@ pub(crate) struct Keys<'a> {
 impl Queries {
     fn new(pool: &Pool, shape: IndexShape, q: &[f32], weights: &[f32], angles: &[f32]) -> Self {
         let IndexShape { heads, width, .. } = shape;
-        let (groups, blocks) = (width / FP4_BLOCK, heads.div_ceil(LANES));
+        let groups = width / FP4_BLOCK;
         let n = q.len() / (heads * width);
         let turn = angles.len() / n;
-        let lanes = groups * blocks * LANES;
         let mut all = Queries {
+            heads,
             groups,
-            blocks,
-            integers: vec![0; n * lanes * FP4_BLOCK],
-            bias: vec![0; n * lanes],
-            scales: vec![0.0; n * lanes],
-            weights: vec![0.0; n * blocks * LANES],
+            integers: vec![0; n * heads * width],
+            bias: vec![0; n * heads * groups],
+            scales: vec![0.0; n * heads * groups],
+            weights: vec![0.0; n * heads],
         };
         let scale = (1.0 / (width as f32).sqrt()) * (1.0 / (heads as f32).sqrt());
+        all.weights.iter_mut().zip(weights).for_each(|(out, w)| *out = w * scale);
         let (integers, bias) = (Output::new(&mut all.integers), Output::new(&mut all.bias));
-        let (scales, out) = (Output::new(&mut all.scales), Output::new(&mut all.weights));
-        pool.ranges(n, 4, 2, |rows| {
+        let scales = Output::new(&mut all.scales);
+        pool.ranges(n * heads, 16, 2, |cells| {
             let mut x = vec![0.0; width];
             let mut ints = [0i8; FP4_BLOCK];
-            for row in rows {
-                // SAFETY: rows are disjoint.
-                let (integers, bias, scales, out) = unsafe {
+            for cell in cells {
+                x.copy_from_slice(&q[cell * width..(cell + 1) * width]);
+                rotate(&mut x, &angles[cell / heads * turn..(cell / heads + 1) * turn]);
+                hadamard(&mut x);
+                // SAFETY: cells are disjoint.
+                let (integers, bias, scales) = unsafe {
                     (
-                        integers.slice(row * lanes * FP4_BLOCK..(row + 1) * lanes * FP4_BLOCK),
-                        bias.slice(row * lanes..(row + 1) * lanes),
-                        scales.slice(row * lanes..(row + 1) * lanes),
-                        out.slice(row * blocks * LANES..(row + 1) * blocks * LANES),
+                        integers.slice(cell * width..(cell + 1) * width),
+                        bias.slice(cell * groups..(cell + 1) * groups),
+                        scales.slice(cell * groups..(cell + 1) * groups),
                     )
                 };
-                for head in 0..heads {
-                    out[head] = weights[row * heads + head] * scale;
-                    x.copy_from_slice(&q[(row * heads + head) * width..][..width]);
-                    rotate(&mut x, &angles[row * turn..(row + 1) * turn]);
-                    hadamard(&mut x);
-                    for (group, x) in x.chunks_exact(FP4_BLOCK).enumerate() {
-                        let cell = (group * blocks + head / LANES) * LANES;
-                        let lane = head % LANES;
-                        scales[cell + lane] = index_integers(x, &mut ints);
-                        bias[cell + lane] = FP4_BIAS * ints.iter().map(|&v| i32::from(v)).sum::<i32>();
-                        // Even k first, then odd k, as keys are decoded.
-                        for i in 0..FP4_BLOCK {
-                            let k = if i < 16 { 2 * i } else { 2 * i - 31 };
-                            integers[cell * FP4_BLOCK + (i / 4 * LANES + lane) * 4 + i % 4] = ints[k];
-                        }
+                for (group, x) in x.chunks_exact(FP4_BLOCK).enumerate() {
+                    scales[group] = index_integers(x, &mut ints);
+                    bias[group] = FP4_BIAS * ints.iter().map(|&v| i32::from(v)).sum::<i32>();
+                    for (i, out) in integers[group * FP4_BLOCK..(group + 1) * FP4_BLOCK].iter_mut().enumerate() {
+                        *out = ints[if i < 16 { 2 * i } else { 2 * i - 31 }];
                     }
                 }
             }
@@ -113,67 +106,83 @@ struct Score<'a> {
     tops: &'a mut [Top],
 }
 
+/// Keys of a tile: `[TILE / 16][groups][8][16 entries][4]` biased integers, and `[TILE / 16][groups][16]` scales, halved.
+struct Decoded {
+    keys: Vec<u8>,
+    scales: Vec<f32>,
+}
+
 impl Score<'_> {
-    /// Decodes the keys of entries `[from, from + count)`: `[TILE][blocks of 128 dims][128]` biased integers and
-    /// `[TILE][groups]` scales, halved.
+    /// Decodes the keys of entries `[from, from + count)`.
     #[inline(always)]
-    fn decode<S: Simd>(&self, s: S, from: usize, count: usize, out: &mut [u8], scales: &mut [f32]) {
+    fn decode<S: Simd>(&self, s: S, from: usize, count: usize, out: &mut Decoded) {
         let (row, codes) = (index_row_bytes(self.width), self.width / 2);
-        let wide = self.width.next_multiple_of(BLOCK);
         let groups = self.queries.groups;
+        let mut plain = [0u8; BLOCK];
         for i in 0..count {
             let entry = from + i;
             let page = self.keys.pages[entry / self.keys.per_page];
             let at = self.keys.offset + entry % self.keys.per_page * row;
             let stored = &page[at..at + row];
-            for block in 0..wide / BLOCK {
-                let from = block * BLOCK / 2;
-                let out = &mut out[i * wide + block * BLOCK..][..BLOCK];
+            let sixteen = i / LANES * groups;
+            for first in (0..groups).step_by(BLOCK / FP4_BLOCK) {
+                let from = first * FP4_BLOCK / 2;
                 // SAFETY: 64 readable bytes, of the row or of a padded copy, and 128 writable ones.
                 unsafe {
                     if codes - from >= BLOCK / 2 {
-                        s.store_fp4(out.as_mut_ptr(), s.load_fp4(stored.as_ptr().add(from)));
+                        s.store_fp4(plain.as_mut_ptr(), s.load_fp4(stored.as_ptr().add(from)));
                     } else {
                         let mut padded = [0; BLOCK / 2];
                         padded[..codes - from].copy_from_slice(&stored[from..codes]);
-                        s.store_fp4(out.as_mut_ptr(), s.load_fp4(padded.as_ptr()));
+                        s.store_fp4(plain.as_mut_ptr(), s.load_fp4(padded.as_ptr()));
+                    }
+                }
+                // 64 of even k, then 64 of odd k; a group has 16 of either.
+                for group in first..groups.min(first + BLOCK / FP4_BLOCK) {
+                    for step in 0..8 {
+                        let at = (group - first) * 16 + step / 4 * 64 + step % 4 * 4;
+                        let to = (((sixteen + group) * 8 + step) * LANES + i % LANES) * 4;
+                        out.keys[to..to + 4].copy_from_slice(&plain[at..at + 4]);
                     }
                 }
             }
-            for (scale, &e) in scales[i * groups..(i + 1) * groups].iter_mut().zip(&stored[codes..]) {
-                *scale = 0.5 * f32::from_bits(u32::from(e) << 23);
+            for (group, &e) in stored[codes..].iter().enumerate() {
+                out.scales[(sixteen + group) * LANES + i % LANES] = 0.5 * f32::from_bits(u32::from(e) << 23);
             }
         }
     }
 
-    /// One row's score of one decoded key.
+    /// One row's scores of sixteen decoded keys.
     #[inline(always)]
-    fn score<S: Simd>(&self, s: S, row: usize, key: &[u8], scales: &[f32]) -> f32 {
-        let Queries { groups, blocks, integers, bias, scales: query_scales, weights } = self.queries;
-        let mut total = s.splat(0.0);
-        for block in 0..*blocks {
+    fn score<S: Simd>(&self, s: S, row: usize, keys: &[u8], scales: &[f32]) -> S::F {
+        let Queries { heads, groups, integers, bias, scales: query_scales, weights } = self.queries;
+        assert!(keys.len() >= groups * FP4_BLOCK * LANES && scales.len() >= groups * LANES, "a tile");
+        assert!((row + 1) * heads * groups <= bias.len(), "a row of queries");
+        let mut lanes = [s.splat(0.0); LANES];
+        for head in 0..*heads {
             let mut dot = s.splat(0.0);
             for group in 0..*groups {
-                let cell = ((row * groups + group) * blocks + block) * LANES;
-                let even = group / 4 * BLOCK + group % 4 * 16;
-                debug_assert!(even + 80 <= key.len() && (cell + LANES) * FP4_BLOCK <= integers.len());
-                // SAFETY: `cell` is one of the queries' cells, `even` one of the key's groups.
+                let cell = (row * heads + head) * groups + group;
+                // SAFETY: by the assertions; integers, bias and scales have every cell.
                 unsafe {
                     let whole = s.dot_index(
-                        key.as_ptr().add(even),
-                        key.as_ptr().add(even + 64),
+                        keys.as_ptr().add(group * FP4_BLOCK * LANES),
                         integers.as_ptr().add(cell * FP4_BLOCK),
-                        bias.as_ptr().add(cell),
+                        *bias.get_unchecked(cell),
                     );
-                    let scale = s.mul(s.load(query_scales.as_ptr().add(cell)), s.splat(*scales.get_unchecked(group)));
-                    dot = s.fma(whole, scale, dot);
+                    let scale = s.splat(*query_scales.get_unchecked(cell));
+                    dot = s.fma(whole, s.mul(scale, s.load(scales.as_ptr().add(group * LANES))), dot);
                 }
             }
-            // SAFETY: 16 weights for each block of heads.
-            let weight = unsafe { s.load(weights.as_ptr().add((row * blocks + block) * LANES)) };
-            total = s.fma(weight, s.max(dot, s.splat(0.0)), total);
+            let weight = s.splat(weights[row * heads + head]);
+            lanes[head % LANES] = s.fma(weight, s.max(dot, s.splat(0.0)), lanes[head % LANES]);
         }
-        s.sum(total)
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] = s.add(lanes[i], lanes[i + half]);
+            }
+        }
+        lanes[0]
     }
 }
 
@@ -181,19 +190,32 @@ impl Kernel for Score<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let wide = self.width.next_multiple_of(BLOCK);
         let groups = self.queries.groups;
-        let mut keys = vec![0; TILE * wide];
-        let mut scales = vec![0.0; TILE * groups];
+        let mut tile = Decoded { keys: vec![0; TILE * groups * FP4_BLOCK], scales: vec![0.0; TILE * groups] };
         let tops = std::mem::take(&mut self.tops);
         let mut from = self.entries.start;
         while from < self.entries.end {
             let count = TILE.min(self.entries.end - from);
-            self.decode(s, from, count, &mut keys, &mut scales);
+            self.decode(s, from, count, &mut tile);
             for (top, row) in tops.iter_mut().zip(self.rows.clone()) {
-                for i in 0..count.min((self.visible)(row).saturating_sub(from)) {
-                    let score = self.score(s, row, &keys[i * wide..(i + 1) * wide], &scales[i * groups..]);
-                    top.push(score, (from + i) as u32);
+                let live = count.min((self.visible)(row).saturating_sub(from));
+                for first in (0..live).step_by(LANES) {
+                    let keys = &tile.keys[first * groups * FP4_BLOCK..];
+                    let scores = self.score(s, row, keys, &tile.scales[first * groups..]);
+                    let mut good = s.ge(scores, s.splat(top.least()));
+                    if live - first < LANES {
+                        good &= (1 << (live - first)) - 1;
+                    }
+                    if good != 0 {
+                        let mut all = [0.0; LANES];
+                        // SAFETY: room for sixteen.
+                        unsafe { s.store(all.as_mut_ptr(), scores) };
+                        while good != 0 {
+                            let i = good.trailing_zeros() as usize;
+                            top.push(all[i], (from + first + i) as u32);
+                            good &= good - 1;
+                        }
+                    }
                 }
             }
             from += count;
@@ -208,9 +230,9 @@ fn most_stretches(pool: &Pool, n: usize) -> usize {
 
 /// Bytes that [`select`] takes for itself at most: rounded queries, and twice `keep` candidates for each row and part.
 pub(crate) fn scratch_bytes(pool: &Pool, shape: IndexShape, n: usize) -> usize {
-    let lanes = shape.width / FP4_BLOCK * shape.heads.div_ceil(LANES) * LANES;
+    let queries = n * shape.heads * (shape.width + shape.width / FP4_BLOCK * 8 + 4);
     let tops = n.next_multiple_of(ROWS) * most_stretches(pool, n) * (2 * shape.keep * 8 + size_of::<Top>());
-    n * lanes * (FP4_BLOCK + 8 + 4) + tops
+    queries + tops
 }
 
 /// For each row of q `[n, Hi·di]`, at positions from `start` on, the entries to attend to.

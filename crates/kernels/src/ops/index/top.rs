@@ -5,6 +5,8 @@ pub(super) struct Top {
     keep: usize,
     /// Nothing at or below this can be among the best any more.
     threshold: u64,
+    /// The score in `threshold`.
+    least: f32,
     /// Score and entry as one number: larger is better. At most twice `keep`.
     candidates: Vec<u64>,
 }
@@ -16,9 +18,16 @@ fn key(score: f32, entry: u32) -> u64 {
     u64::from(ordered) << 32 | u64::from(!entry)
 }
 
+/// The score of a key; of NaN's, minus infinity.
+fn score(key: u64) -> f32 {
+    let ordered = (key >> 32) as u32;
+    let value = f32::from_bits(if ordered >> 31 == 1 { ordered ^ 1 << 31 } else { !ordered });
+    if value.is_nan() { f32::NEG_INFINITY } else { value }
+}
+
 impl Top {
     pub(super) fn new(keep: usize) -> Self {
-        Top { keep, threshold: 0, candidates: Vec::new() }
+        Top { keep, threshold: 0, least: f32::NEG_INFINITY, candidates: Vec::new() }
     }
 
     #[inline(always)]
@@ -41,8 +50,14 @@ impl Top {
         if self.candidates.len() > self.keep {
             let (_, worst, _) = self.candidates.select_nth_unstable_by(self.keep - 1, |a, b| b.cmp(a));
             self.threshold = *worst;
+            self.least = score(*worst);
             self.candidates.truncate(self.keep);
         }
+    }
+
+    /// Scores below this cannot be among the best any more.
+    pub(super) fn least(&self) -> f32 {
+        self.least
     }
 
     pub(super) fn merge(&mut self, other: &Top) {
