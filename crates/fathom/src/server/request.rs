@@ -94,6 +94,11 @@ fn translate(body: &mut Value) -> Result<(), ApiError> {
         return Err(ApiError::wrong_type(None, "The body must be a JSON object."));
     };
     if let Some(tokens) = body.remove("max_completion_tokens").filter(|tokens| !tokens.is_null()) {
+        if !tokens.is_u64() {
+            let name = "max_completion_tokens";
+            let message = format!("Invalid '{name}': {tokens} is not a whole number from 1.");
+            return Err(ApiError::wrong_type(Some(name.to_owned()), message));
+        }
         body.insert("max_tokens".to_owned(), tokens);
     }
     for message in body.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten() {

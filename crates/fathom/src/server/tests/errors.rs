@@ -60,7 +60,7 @@ async fn wrong_types_are_named() {
         ("logit_bias", json!({"5": "x"}), "logit_bias.5"),
         ("seed", json!(-1), "seed"),
         ("stream", json!("yes"), "stream"),
-        ("max_completion_tokens", json!("many"), "max_tokens"),
+        ("max_completion_tokens", json!("many"), "max_completion_tokens"),
         ("messages", json!("hi"), "messages"),
         ("messages", json!([{"role": "user", "content": 5}]), "messages[0]"),
         ("messages", json!([{"role": "nobody", "content": "x"}]), "messages[0].role"),
