@@ -1,0 +1,161 @@
+//! Same tokens, same bits: random geometries, lengths and cuts, alone and in batches, on every instruction set this CPU has
+//! and with any number of threads.
+
+use fathom_kernels::{Cpu, CpuOptions, Device, Profile, Share};
+use fathom_model::{LogitsWanted, Model, Segment};
+use fathom_weights::Checkpoint;
+use fathom_weights::synth::{Random, Synth};
+use proptest::prelude::*;
+
+fn model(checkpoint: &Checkpoint, isa: &str, threads: usize, profile: Profile) -> Model<Cpu> {
+    let options = CpuOptions { isa: Some(isa.to_owned()), threads: Some(threads), profile };
+    Model::load(Cpu::new(options).unwrap(), checkpoint).unwrap()
+}
+
+fn tokens(random: &mut Random, vocab: usize, n: usize) -> Vec<u32> {
+    (0..n).map(|_| random.below(vocab) as u32).collect()
+}
+
+/// The logits after every token, read in the given cuts.
+fn all_logits(model: &Model<Cpu>, tokens: &[u32], mut cut: impl FnMut(usize) -> usize) -> Vec<u32> {
+    let mut state = model.new_state().unwrap();
+    let (mut out, mut at) = (Vec::new(), 0);
+    while at < tokens.len() {
+        let n = cut(tokens.len() - at).clamp(1, tokens.len() - at);
+        let part = &tokens[at..at + n];
+        let rows =
+            model.forward(&mut [Segment { state: &mut state, tokens: part, logits: LogitsWanted::All }]).unwrap();
+        out.extend(rows[0].iter().map(|v| v.to_bits()));
+        at += n;
+    }
+    assert_eq!(state.position(), tokens.len());
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn cuts_threads_and_instruction_sets(seed: u64, n in 1usize..330, threads in 1usize..5, exact: bool) {
+        let synth = Synth::random(seed);
+        let checkpoint = synth.checkpoint().unwrap();
+        let mut random = Random::new(seed);
+        let profile = if exact { Profile::Exact } else { Profile::Native };
+        let tokens = tokens(&mut random, checkpoint.config().vocab_size, n);
+        let best = Cpu::isas()[0];
+        let whole = all_logits(&model(&checkpoint, best, 2, profile), &tokens, |left| left);
+        prop_assert!(whole.iter().all(|v| f32::from_bits(*v).is_finite()));
+        for isa in Cpu::isas() {
+            // Plain code takes its time: a shorter text.
+            let short = if isa == "plain" { n.min(70) } else { n };
+            let model = model(&checkpoint, isa, threads, profile);
+            let got = all_logits(&model, &tokens[..short], |left| 1 + random.below(left.min(150)));
+            let vocab = checkpoint.config().vocab_size;
+            prop_assert!(got == whole[..short * vocab], "{isa}, {threads} threads, {:?}", synth.config);
+        }
+    }
+
+    #[test]
+    fn batches(seed: u64, lengths in prop::collection::vec(1usize..150, 2..4)) {
+        let checkpoint = Synth::random(seed).checkpoint().unwrap();
+        let mut random = Random::new(seed);
+        let model = model(&checkpoint, Cpu::isas()[0], 2, Profile::Native);
+        let texts: Vec<Vec<u32>> =
+            lengths.iter().map(|&n| tokens(&mut random, checkpoint.config().vocab_size, n)).collect();
+        let alone: Vec<Vec<u32>> = texts.iter().map(|t| all_logits(&model, t, |left| left)).collect();
+        let mut states: Vec<_> = texts.iter().map(|_| model.new_state().unwrap()).collect();
+        let mut together = vec![Vec::new(); texts.len()];
+        // Some of the sessions at a time, some tokens of each.
+        while states.iter().zip(&texts).any(|(s, t)| s.position() < t.len()) {
+            let mut who = Vec::new();
+            let mut segments = Vec::new();
+            for (i, (state, text)) in states.iter_mut().zip(&texts).enumerate() {
+                let left = text.len() - state.position();
+                if left > 0 && random.below(3) > 0 {
+                    let n = 1 + random.below(left.min(60));
+                    let at = state.position();
+                    segments.push(Segment { state, tokens: &text[at..at + n], logits: LogitsWanted::All });
+                    who.push(i);
+                }
+            }
+            if !segments.is_empty() {
+                for (i, rows) in who.into_iter().zip(model.forward(&mut segments).unwrap()) {
+                    together[i].extend(rows.iter().map(|v| v.to_bits()));
+                }
+            }
+        }
+        prop_assert!(together == alone);
+    }
+}
+
+/// What is planned is what is held: state to the byte, scratch at most.
+#[test]
+fn memory_is_as_planned() {
+    for seed in 0..12 {
+        let checkpoint = Synth::random(seed).checkpoint().unwrap();
+        for chunk in [1, 40, 200] {
+            let model = model(&checkpoint, Cpu::isas()[0], 3, Profile::Native);
+            let tokens = tokens(&mut Random::new(seed), checkpoint.config().vocab_size, 1100);
+            let mut state = model.new_state().unwrap();
+            model.device().ledger().limit(Share::State, model.state_bytes(1100));
+            model.device().ledger().limit(Share::Scratch, model.scratch_bytes(chunk));
+            for part in tokens.chunks(chunk) {
+                let logits = LogitsWanted::Last;
+                model.forward(&mut [Segment { state: &mut state, tokens: part, logits }]).unwrap();
+            }
+            assert_eq!(model.device().ledger().holding(Share::State).held, model.state_bytes(1100));
+            assert!(model.device().ledger().holding(Share::Scratch).held == 0);
+        }
+    }
+}
+
+/// A session's size is V4.md's table: per position (583 + 68)/4 in CSA layers and 583/128 in HCA layers.
+#[test]
+fn state_is_what_the_paper_says() {
+    let layers = 43;
+    let ratios: Vec<usize> = (0..layers)
+        .map(|i| {
+            if i < 2 {
+                0
+            } else if i % 2 == 0 {
+                4
+            } else {
+                128
+            }
+        })
+        .collect();
+    let flash = Synth::tiny(1)
+        .set("num_hidden_layers", layers)
+        .set("compress_ratios", ratios)
+        .set("head_dim", 512)
+        .set("sliding_window", 128)
+        .set("n_routed_experts", 4)
+        .set("num_hash_layers", 0)
+        .checkpoint()
+        .unwrap();
+    let model = model(&flash, Cpu::isas()[0], 1, Profile::Native);
+    let positions = 1 << 20;
+    let table = 21.0 * (583.0 + 68.0) / 4.0 + 20.0 * 583.0 / 128.0;
+    let growing = table * f64::from(positions);
+    let fixed = model.state_bytes(0) as f64;
+    assert!((model.state_bytes(positions as usize) as f64 - growing - fixed).abs() < 1.0);
+    assert!(fixed < 15e6, "{fixed}");
+    assert!((growing / f64::from(1 << 30) - 3.43).abs() < 0.01, "3.08 + 0.35 GiB");
+}
+
+#[test]
+fn bad_arguments_touch_nothing() {
+    let checkpoint = Synth::tiny(1).set("max_position_embeddings", 50).checkpoint().unwrap();
+    let model = model(&checkpoint, Cpu::isas()[0], 1, Profile::Native);
+    let mut state = model.new_state().unwrap();
+    let mut push = |tokens: &[u32]| {
+        model
+            .forward(&mut [Segment { state: &mut state, tokens, logits: LogitsWanted::Last }])
+            .map_err(|e| e.to_string())
+    };
+    push(&[1; 40]).unwrap();
+    assert!(push(&[1, 512]).unwrap_err().contains("token id 512 at position 41"));
+    assert!(push(&[1; 11]).unwrap_err().contains("51 tokens do not fit"));
+    push(&[1; 10]).unwrap();
+    assert_eq!(state.position(), 50);
+}
