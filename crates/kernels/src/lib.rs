@@ -1,5 +1,8 @@
 //! Numbers only: the [`Device`] trait and its opaque buffers, the memory ledger, and the CPU's kernels.
 
+// Register tiles are indexed by row and input, as the equations are.
+#![allow(clippy::needless_range_loop)]
+
 mod cpu;
 mod device;
 mod error;

@@ -4,7 +4,7 @@ use crate::simd::{Plain, Simd};
 
 const LN2: f64 = std::f64::consts::LN_2;
 // ln 2 in two parts: the first has 32 trailing zero bits, so that n · high is exact.
-const LN2_HIGH: f64 = 6.931_471_803_691_238_2e-1;
+const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
 const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 
 /// 1/k.

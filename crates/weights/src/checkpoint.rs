@@ -150,7 +150,7 @@ impl Checkpoint {
                 self.check_plain(&scale, &scales, &[rows.div_ceil(128), cols.div_ceil(128)])
             }
             Dtype::I8 | Dtype::U8 | Dtype::F4 => {
-                if cols % 32 != 0 {
+                if !cols.is_multiple_of(32) {
                     return Err((full, format!("is FP4 with {cols} columns, which is no multiple of 32")));
                 }
                 let stored = if entry.dtype == Dtype::F4 { cols } else { cols / 2 };

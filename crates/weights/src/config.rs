@@ -166,7 +166,7 @@ impl Config {
     /// What fields must be to each other.
     fn check(&self) -> Result<(), Error> {
         let (d, r) = (self.head_dim, self.qk_rope_head_dim);
-        if r % 16 != 0 || r > d || (d - r) % 64 != 0 {
+        if !r.is_multiple_of(16) || r > d || !(d - r).is_multiple_of(64) {
             let rule = "must be a multiple of 16 and leave a multiple of 64 of head_dim";
             return wrong("qk_rope_head_dim", format!("is {r} with head_dim {d}; it {rule}"));
         }
@@ -176,7 +176,7 @@ impl Config {
             return wrong("index_head_dim", format!("is {di}; it {rule}"));
         }
         let (heads, groups) = (self.num_attention_heads, self.o_groups);
-        if (heads * d) % groups != 0 {
+        if !(heads * d).is_multiple_of(groups) {
             return wrong("o_groups", format!("is {groups}, which does not divide {heads} heads of {d}"));
         }
         let (k, experts) = (self.num_experts_per_tok, self.n_routed_experts);

@@ -94,7 +94,7 @@ fn one(
     let answer = ask(loaded, engine, tokenizer, request, Reading::Chat(parsing), args.json, &cancel, |shown| {
         if let (false, Shown::Answer(piece)) = (args.json, shown) {
             if !asked {
-                write!(out, "> {question}\n")?;
+                writeln!(out, "> {question}")?;
                 asked = true;
             }
             write!(out, "{piece}")?;

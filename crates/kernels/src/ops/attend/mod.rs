@@ -121,8 +121,8 @@ impl Task<'_> {
                 weights[j..j + 4].copy_from_slice(&dots.map(|dot| dot * scale));
                 j += 4;
             }
-            for j in j..live.end {
-                weights[j] = dot4(s, q, [key(j); 4])[0] * scale;
+            for (j, weight) in weights.iter_mut().enumerate().take(live.end).skip(j) {
+                *weight = dot4(s, q, [key(j); 4])[0] * scale;
             }
             let soft = &mut soft[first + h];
             let top = weights[live.clone()].iter().fold(soft.top, |a, &v| if v > a { v } else { a });
@@ -159,7 +159,7 @@ impl Task<'_> {
 /// q · k for four keys.
 #[inline(always)]
 fn dot4<S: Simd>(s: S, q: &[f32], keys: [&[f32]; 4]) -> [f32; 4] {
-    assert!(keys.iter().all(|k| k.len() == q.len()) && q.len() % LANES == 0, "key widths");
+    assert!(keys.iter().all(|k| k.len() == q.len()) && q.len().is_multiple_of(LANES), "key widths");
     let mut sums = [s.splat(0.0); 4];
     for at in (0..q.len()).step_by(LANES) {
         // SAFETY: all are as long as q, a multiple of LANES.

@@ -58,7 +58,7 @@ impl Case {
             encode_attention(&random.floats(row.width), row, &mut out);
             out
         };
-        let entries = if ratio == 0 { 0 } else { total / ratio };
+        let entries = total.checked_div(ratio).unwrap_or(0);
         let mut pages = vec![vec![0; 5 + PER_PAGE * row.bytes()]; entries / PER_PAGE + 1];
         for b in 0..entries {
             let out = stored(random);
@@ -66,7 +66,7 @@ impl Case {
         }
         let (mut chosen, mut counts) = (vec![0; total * KEEP], vec![0; total]);
         for p in 0..total {
-            let mut some: Vec<u32> = (0..(p as u32 + 1) / 4).filter(|_| random.byte() % 2 == 0).collect();
+            let mut some: Vec<u32> = (0..(p as u32 + 1) / 4).filter(|_| random.byte() < 128).collect();
             some.truncate(KEEP);
             counts[p] = some.len() as u32;
             chosen[p * KEEP..][..some.len()].copy_from_slice(&some);

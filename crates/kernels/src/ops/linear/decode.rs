@@ -43,7 +43,7 @@ pub(super) fn row(w: &Matrix<Buffer>, row: usize) -> Row<'_> {
 /// A row's weights in columns `[from, from + out.len())`, zeros after the last column.
 #[inline(always)]
 pub(super) fn panel<S: Simd>(s: S, format: Format, row: Row<'_>, cols: usize, from: usize, out: &mut [f32]) {
-    debug_assert!(from % FP8_BLOCK == 0);
+    debug_assert!(from.is_multiple_of(FP8_BLOCK));
     let whole = (cols.min(from + out.len()) - from) / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
         // SAFETY: sixteen columns from `from + at` on exist, and out has room for them.
@@ -52,8 +52,8 @@ pub(super) fn panel<S: Simd>(s: S, format: Format, row: Row<'_>, cols: usize, fr
             s.store(out.as_mut_ptr().add(at), v);
         }
     }
-    for at in whole..out.len() {
-        out[at] = if from + at < cols { one(format, row, from + at) } else { 0.0 };
+    for (at, out) in out.iter_mut().enumerate().skip(whole) {
+        *out = if from + at < cols { one(format, row, from + at) } else { 0.0 };
     }
 }
 
