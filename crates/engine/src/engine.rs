@@ -67,7 +67,11 @@ impl Engine {
             vocab: config.vocab_size,
         });
         let worker = Worker { model, shared: Arc::clone(&shared), kept: None };
-        let thread = std::thread::spawn(move || worker.run());
+        let closing = CloseOnPanic(Arc::clone(&shared));
+        let thread = std::thread::spawn(move || {
+            let _closing = closing;
+            worker.run();
+        });
         Engine { shared, thread: Arc::new(Mutex::new(Some(thread))) }
     }
 
@@ -140,6 +144,20 @@ impl Engine {
         if let Some(thread) = thread {
             // A panic of the thread has been printed by it.
             let _ = thread.join();
+        }
+    }
+}
+
+/// A bug that panics in the engine's thread must not leave anybody waiting: requests are dropped, which their receivers
+/// see, and no more are taken.
+struct CloseOnPanic(Arc<Shared>);
+
+impl Drop for CloseOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut queue = self.0.lock();
+            queue.closed = true;
+            queue.waiting.clear();
         }
     }
 }

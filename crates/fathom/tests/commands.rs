@@ -1,0 +1,204 @@
+//! The program as a stranger runs it: what works, and what bad input gets, one message and exit code 2.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use fathom_weights::synth::Synth;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView, serialize};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn fathom(args: &[&str]) -> Output {
+    fathom_with(args, b"")
+}
+
+fn fathom_with(args: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fathom"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The program may end without reading its input.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// Runs something that must be refused; returns the message.
+fn refused(args: &[&str]) -> String {
+    let out = fathom(args);
+    let message = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(2), "{args:?}: {message}");
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+fn tokens_file(folder: &Path, prompt: &[i32], tokens: &[i32]) -> String {
+    let bytes = |ids: &[i32]| ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+    let (p, t) = (bytes(prompt), bytes(tokens));
+    let file = serialize(
+        [
+            ("prompt", TensorView::new(Dtype::I32, vec![prompt.len()], &p).unwrap()),
+            ("tokens", TensorView::new(Dtype::I32, vec![tokens.len()], &t).unwrap()),
+        ],
+        None,
+    )
+    .unwrap();
+    let path = folder.join("tokens.safetensors");
+    fs::write(&path, file).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn score_writes_the_same_file_whatever_is_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = fixtures().join("tiny").display().to_string();
+    let ids: Vec<i32> = (0..150).map(|i| i * 37 % 512).collect();
+    let input = tokens_file(folder.path(), &ids[..140], &ids[140..]);
+    let score = |name: &str, more: &[&str]| {
+        let path = folder.path().join(name).display().to_string();
+        let out = fathom(&[&["score", &tiny, "--tokens", &input, "--output", &path], more].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        fs::read(path).unwrap()
+    };
+    let whole = score("whole", &[]);
+    let file = SafeTensors::deserialize(&whole).unwrap();
+    assert_eq!(file.tensor("logits").unwrap().shape(), [11, 512]);
+    for (name, more) in [
+        ("chunk", &["--prefill-chunk", "7"][..]),
+        ("threads", &["--threads", "3"]),
+        ("plain", &["--isa", "plain", "--threads", "1"]),
+        ("batch", &["--batch", "--prefill-chunk", "64"]),
+    ] {
+        assert!(score(name, more) == whole, "{name}");
+    }
+    assert!(score("exact", &["--profile", "exact"]) != whole);
+}
+
+#[test]
+fn the_demo_finds_its_needle_and_the_control_does_not() {
+    let out = fathom(&["demo", "--context", "2000", "--seed", "5", "--seeds", "3", "--json"]);
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert_eq!(text.lines().count(), 3);
+    for line in text.lines() {
+        let report: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(report["found"], true, "{report}");
+        assert!(report["state_bytes"].as_u64() <= report["planned_state_bytes"].as_u64());
+        assert!(report["scratch_bytes"].as_u64() <= report["planned_scratch_bytes"].as_u64());
+    }
+    let out = fathom(&["demo", "--context", "1000", "--seed", "5", "--no-needle", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(report["found"], false);
+}
+
+#[test]
+fn run_answers_from_arguments_files_and_standard_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("text.txt");
+    fs::write(&file, "The old sailor slept. The code of Maria is 40917. The wind waited.").unwrap();
+    let file = file.display().to_string();
+    let run = |args: &[&str], input: &[u8]| {
+        let out = fathom_with(&[&["run"], args].concat(), input);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let answer = |args: &[&str], input: &[u8]| run(&[&["--temperature", "0"], args].concat(), input);
+    let question = "The code of Maria is 40917. What is the code of Maria?";
+    assert_eq!(answer(&[question], b""), "The code of Maria is 40917.\n");
+    assert_eq!(answer(&["demo", question], b""), "The code of Maria is 40917.\n");
+    assert_eq!(answer(&[], question.as_bytes()), "The code of Maria is 40917.\n");
+    assert!(!answer(&["--file", &file, "What is the code of Maria?", "--max-tokens", "20"], b"").is_empty());
+    let json: serde_json::Value = serde_json::from_str(&answer(&["--json", question], b"")).unwrap();
+    assert_eq!((&json["answer"], &json["finish_reason"]), (&"The code of Maria is 40917.".into(), &"stop".into()));
+    assert_eq!(answer(&["--stop", "is", question], b""), "The code of Maria \n");
+    let seeded = |seed: &str| run(&["--temperature", "3", "--seed", seed, "--max-tokens", "20", "Hello"], b"");
+    assert_eq!(seeded("1"), seeded("1"));
+    assert_ne!(seeded("1"), seeded("2"));
+}
+
+#[test]
+fn bad_prompts_and_flags() {
+    let folder = tempfile::tempdir().unwrap();
+    let binary = folder.path().join("binary");
+    fs::write(&binary, b"ab\xff").unwrap();
+    let binary = binary.display().to_string();
+    for (args, expected) in [
+        (&["run", "--file", &binary, "x"][..], "binary: not UTF-8 from byte 2"),
+        (&["run", "--file", "/nowhere", "x"], "/nowhere"),
+        (&["run", "--temperature", "NaN", "x"], "temperature is NaN"),
+        (&["run", "--temperature=-1", "x"], "temperature is -1"),
+        (&["run", "--top-p", "1.5", "x"], "top_p is 1.5"),
+        (&["run", "--min-p", "inf", "x"], "min_p is inf"),
+        (&["run", "--context", "4", "a long prompt of many words"], "tokens, but the context holds 4"),
+        (&["run", "--context", "99999999", "x"], "--context is 99999999"),
+        (&["run", "/no/such/model", "x"], "/no/such/model: no such folder"),
+        (&["run"], "there is no prompt"),
+        (&["run", "--isa", "mmx", "x"], "instruction set 'mmx'"),
+        (&["run", "--profile", "fast", "x"], "'fast' is no profile"),
+        (&["demo", "--context", "5"], "5"),
+        (&["serve", "--host", "nowhere"], "nowhere"),
+    ] {
+        let message = refused(args);
+        assert!(message.contains(expected), "{args:?}: {message}");
+    }
+    let out = fathom_with(&["run"], b"\xff\xfe");
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("standard input: not UTF-8 from byte 0"));
+}
+
+#[test]
+fn bad_tokens_to_score() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = fixtures().join("tiny").display().to_string();
+    let output = folder.path().join("out").display().to_string();
+    let score = |input: &str| refused(&["score", &tiny, "--tokens", input, "--output", &output]);
+    assert!(score("/nowhere.safetensors").contains("/nowhere.safetensors"));
+    let message = score(&tokens_file(folder.path(), &[1, 2, 512], &[]));
+    assert!(message.contains("token id 512 at position 2"), "{message}");
+    assert!(score(&tokens_file(folder.path(), &[1, -2], &[])).contains("prompt[1] is -2"));
+    assert!(score(&tokens_file(folder.path(), &[], &[1])).contains("prompt is empty"));
+    let broken = folder.path().join("broken.safetensors").display().to_string();
+    fs::write(&broken, b"\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
+    assert!(score(&broken).contains("broken.safetensors"));
+    fs::write(&broken, serialize::<String, TensorView<'_>, _>([], None).unwrap()).unwrap();
+    assert!(score(&broken).contains("tensor prompt is missing"));
+    assert!(!Path::new(&output).exists());
+}
+
+#[test]
+fn bad_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().display().to_string();
+    let run = || refused(&["run", &model, "x"]);
+    assert!(run().contains("config.json"));
+    Synth::tiny(1)
+        .set("num_hash_layers", 1)
+        .set("num_hidden_layers", 1)
+        .set("compress_ratios", vec![0])
+        .write(folder.path())
+        .unwrap();
+    assert!(run().contains("tokenizer.json: not found"), "{}", run());
+    // The embedded model's tokenizer has another vocabulary.
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-model");
+    fs::copy(assets.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    assert!(run().contains("another vocabulary"), "{}", run());
+    fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+    assert!(run().contains("tokenizer.json"), "{}", run());
+    let config = folder.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("deepseek_v4", "llama")).unwrap();
+    assert!(run().contains("model_type is \"llama\""), "{}", run());
+    fs::write(&config, text.replace("\"hidden_size\":128", "\"hidden_size\":0")).unwrap();
+    assert!(run().contains("hidden_size is 0"), "{}", run());
+    fs::write(&config, &text).unwrap();
+    let shard = folder.path().join("model.safetensors");
+    let bytes = fs::read(&shard).unwrap();
+    fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(run().contains("model.safetensors: is truncated"), "{}", run());
+}
