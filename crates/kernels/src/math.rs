@@ -113,17 +113,18 @@ pub fn sin_cos(x: f64) -> (f64, f64) {
 /// eˣ of sixteen f32, to about 1 unit in the last place; 0 below −87.3, and never above e^88.
 #[inline(always)]
 pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::F) -> S::F {
-    let c = |v: f32| s.splat(v);
-    let lowest = c(-87.3);
-    let y = s.min(s.max(x, lowest), c(88.0));
-    let n = s.round(s.mul(y, c(std::f32::consts::LOG2_E)));
-    let r = s.fma(n, c(-0.693_359_4), y);
-    let r = s.fma(n, c(2.121_944_4e-4), r);
-    let mut p = c(1.987_569_1e-4);
-    for k in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = s.fma(p, r, c(k));
-    }
-    let p = s.add(s.fma(p, s.mul(r, r), r), c(1.0));
+    let lowest = s.splat(-87.3);
+    let y = s.min(s.max(x, lowest), s.splat(88.0));
+    let n = s.round(s.mul(y, s.splat(std::f32::consts::LOG2_E)));
+    let r = s.fma(n, s.splat(-0.693_359_4), y);
+    let r = s.fma(n, s.splat(2.121_944_4e-4), r);
+    let mut p = s.splat(1.987_569_1e-4);
+    p = s.fma(p, r, s.splat(1.398_199_9e-3));
+    p = s.fma(p, r, s.splat(8.333_452e-3));
+    p = s.fma(p, r, s.splat(4.166_579_6e-2));
+    p = s.fma(p, r, s.splat(1.666_666_5e-1));
+    p = s.fma(p, r, s.splat(0.5));
+    let p = s.add(s.fma(p, s.mul(r, r), r), s.splat(1.0));
     s.keep_ge(x, lowest, s.mul(p, s.pow2(n)))
 }
 

@@ -84,13 +84,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u8) -> F {
         // SAFETY: the caller gives 32 readable bytes; `self` proves AVX2.
-        unsafe {
-            let half = |p: *const u8| {
-                let raw = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(raw))
-            };
-            F(half(p), half(p.add(16)))
-        }
+        unsafe { F(bf16_8(p), bf16_8(p.add(16))) }
     }
     #[inline(always)]
     unsafe fn load_fp8(self, p: *const u8) -> F {
@@ -118,9 +112,12 @@ impl Simd for Avx2 {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(FP4_BIASED.as_ptr().cast()));
             let low = _mm256_set1_epi8(15);
             let (a, b) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()));
-            let even = |v| _mm256_shuffle_epi8(table, _mm256_and_si256(v, low));
-            let odd = |v| _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(v), low));
-            W([even(a), even(b), odd(a), odd(b)])
+            W([
+                _mm256_shuffle_epi8(table, _mm256_and_si256(a, low)),
+                _mm256_shuffle_epi8(table, _mm256_and_si256(b, low)),
+                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(a), low)),
+                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(b), low)),
+            ])
         }
     }
     #[inline(always)]
@@ -135,17 +132,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn dot_fp4(self, w: W, x: *const i8, bias: *const i32) -> F {
         // SAFETY: the caller gives 128 readable i8 and 16 readable i32; `self` proves AVX2.
-        unsafe {
-            // Each maddubs pair is at most 2·24·127 = 6,096 and two are added: no i16 overflows.
-            let half = |even, odd, at: usize| {
-                let x_even = _mm256_loadu_si256(x.add(at).cast());
-                let x_odd = _mm256_loadu_si256(x.add(64 + at).cast());
-                let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(even, x_even), _mm256_maddubs_epi16(odd, x_odd));
-                let octets = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-                _mm256_cvtepi32_ps(_mm256_sub_epi32(octets, _mm256_loadu_si256(bias.add(at / 4).cast())))
-            };
-            F(half(w.0[0], w.0[2], 0), half(w.0[1], w.0[3], 32))
-        }
+        unsafe { F(octets(w.0[0], w.0[2], x, bias), octets(w.0[1], w.0[3], x.add(32), bias.add(8))) }
     }
     #[inline(always)]
     unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> F {
@@ -188,6 +175,29 @@ impl Simd for Avx2 {
             let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a.0, b.0)) as u32;
             low | (_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a.1, b.1)) as u32) << 8
         }
+    }
+}
+
+/// Eight bfloat16.
+#[inline(always)]
+unsafe fn bf16_8(p: *const u8) -> __m256 {
+    // SAFETY: called from `Avx2`'s methods only, with 16 readable bytes.
+    unsafe {
+        let raw = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(raw))
+    }
+}
+
+/// Eight octets of weights, 32 of even k and 32 of odd k, times int8. Each maddubs pair is at most 2·24·127 = 6,096 and two
+/// are added: no i16 overflows.
+#[inline(always)]
+unsafe fn octets(even: __m256i, odd: __m256i, x: *const i8, bias: *const i32) -> __m256 {
+    // SAFETY: called from `Avx2`'s methods only, with 32 readable i8 at x and at x + 64, and 8 readable i32.
+    unsafe {
+        let even = _mm256_maddubs_epi16(even, _mm256_loadu_si256(x.cast()));
+        let odd = _mm256_maddubs_epi16(odd, _mm256_loadu_si256(x.add(64).cast()));
+        let sums = _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1));
+        _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_loadu_si256(bias.cast())))
     }
 }
 

@@ -168,10 +168,10 @@ impl Simd for Avx512 {
         unsafe {
             let (mut even, mut odd) = (_mm512_set1_epi32(-bias), _mm512_setzero_si512());
             for step in 0..4 {
-                let four = |at: usize| _mm512_set1_epi32(q.add(4 * at).cast::<i32>().read_unaligned());
-                let keys = keys.add(128 * step);
-                even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(keys.cast()), four(2 * step));
-                odd = _mm512_dpbusd_epi32(odd, _mm512_loadu_si512(keys.add(64).cast()), four(2 * step + 1));
+                let (keys, q) = (keys.add(128 * step), q.add(8 * step).cast::<i32>());
+                let (first, second) = (q.read_unaligned(), q.add(1).read_unaligned());
+                even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(keys.cast()), _mm512_set1_epi32(first));
+                odd = _mm512_dpbusd_epi32(odd, _mm512_loadu_si512(keys.add(64).cast()), _mm512_set1_epi32(second));
             }
             _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd))
         }

@@ -206,6 +206,14 @@ fn values<S: Simd, const N: usize>(
     }
 }
 
+/// A stored row to key j of a tile. No closure: those do not get the instruction set's features.
+#[inline(always)]
+fn decode<S: Simd>(s: S, shape: RowShape, stored: &[u8], j: usize, keys: &mut [f32]) {
+    assert!(stored.len() == shape.bytes() && (j + 1) * shape.width <= keys.len(), "a stored row");
+    // SAFETY: by the assertion.
+    unsafe { decode_attention(s, stored.as_ptr(), shape, keys.as_mut_ptr().add(j * shape.width)) }
+}
+
 impl Kernel for Task<'_> {
     type Output = ();
     #[inline(always)]
@@ -223,11 +231,6 @@ impl Kernel for Task<'_> {
             weights: vec![0.0; heads * TILE],
             keep: vec![0.0; heads],
         };
-        let decode = |stored: &[u8], j: usize, keys: &mut [f32]| {
-            assert!(stored.len() == bytes && (j + 1) * d <= keys.len(), "a stored row");
-            // SAFETY: by the assertion.
-            unsafe { decode_attention(s, stored.as_ptr(), shape, keys.as_mut_ptr().add(j * d)) }
-        };
 
         // The window: positions (p − span, p].
         let position = |row: usize| start + row;
@@ -238,7 +241,7 @@ impl Kernel for Task<'_> {
             let needed = base.max(from)..(base + TILE).min(end);
             for p in needed.clone() {
                 let (stored, at) = if p < start { (ring, p % span * bytes) } else { (rows, (p - start) * bytes) };
-                decode(&stored[at..at + bytes], p - base, &mut scratch.keys);
+                decode(s, shape, &stored[at..at + bytes], p - base, &mut scratch.keys);
             }
             for row in self.rows.clone() {
                 let live = needed.start.max(oldest(row))..needed.end.min(position(row) + 1);
@@ -255,7 +258,7 @@ impl Kernel for Task<'_> {
                 let end = visible(self.rows.end - 1);
                 for base in (0..end).step_by(TILE) {
                     for entry in base..end.min(base + TILE) {
-                        decode(stored.row(entry, bytes), entry - base, &mut scratch.keys);
+                        decode(s, shape, stored.row(entry, bytes), entry - base, &mut scratch.keys);
                     }
                     for row in self.rows.clone() {
                         let count = visible(row).saturating_sub(base).min(TILE);
@@ -268,7 +271,7 @@ impl Kernel for Task<'_> {
                     let chosen = &entries[row * keep..][..counts[row] as usize];
                     for tile in chosen.chunks(TILE) {
                         for (j, &entry) in tile.iter().enumerate() {
-                            decode(stored.row(entry as usize, bytes), j, &mut scratch.keys);
+                            decode(s, shape, stored.row(entry as usize, bytes), j, &mut scratch.keys);
                         }
                         self.add(s, row, 0..tile.len(), &mut scratch);
                     }

@@ -62,7 +62,10 @@ fn fp8<S: Simd, const R: usize>(s: S, rows: [Row<'_>; R], x: &[f32]) -> [S::F; R
     let whole = x.len() / LANES * LANES;
     let mut sums = [s.splat(0.0); R];
     for block in (0..whole).step_by(FP8_BLOCK) {
-        let scales: [S::F; R] = std::array::from_fn(|i| s.splat(scale(rows[i].scales[block / FP8_BLOCK], 8)));
+        let mut scales = [s.splat(0.0); R];
+        for i in 0..R {
+            scales[i] = s.splat(scale(rows[i].scales[block / FP8_BLOCK], 8));
+        }
         for k in (block..whole.min(block + FP8_BLOCK)).step_by(LANES) {
             // SAFETY: sixteen columns from k on exist in x and in every row.
             unsafe {
