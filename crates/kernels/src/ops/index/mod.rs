@@ -152,13 +152,14 @@ impl Score<'_> {
         }
     }
 
-    /// One row's scores of sixteen decoded keys.
+    /// One row's scores of sixteen decoded keys, with N of the sixteen sums: as many as there are heads, or all. A sum that no
+    /// head adds to is zero and changes no score.
     #[inline(always)]
-    fn score<S: Simd>(&self, s: S, row: usize, keys: &[u8], scales: &[f32]) -> S::F {
+    fn score<S: Simd, const N: usize>(&self, s: S, row: usize, keys: &[u8], scales: &[f32]) -> S::F {
         let Queries { heads, groups, integers, bias, scales: query_scales, weights } = self.queries;
         assert!(keys.len() >= groups * FP4_BLOCK * LANES && scales.len() >= groups * LANES, "a tile");
         assert!((row + 1) * heads * groups <= bias.len(), "a row of queries");
-        let mut lanes = [s.splat(0.0); LANES];
+        let mut lanes = [s.splat(0.0); N];
         for head in 0..*heads {
             let mut dot = s.splat(0.0);
             for group in 0..*groups {
@@ -175,9 +176,11 @@ impl Score<'_> {
                 }
             }
             let weight = s.splat(weights[row * heads + head]);
-            lanes[head % LANES] = s.fma(weight, s.max(dot, s.splat(0.0)), lanes[head % LANES]);
+            lanes[head % N] = s.fma(weight, s.max(dot, s.splat(0.0)), lanes[head % N]);
         }
-        for half in [8, 4, 2, 1] {
+        let mut half = N;
+        while half > 1 {
+            half /= 2;
             for i in 0..half {
                 lanes[i] = s.add(lanes[i], lanes[i + half]);
             }
@@ -189,7 +192,18 @@ impl Score<'_> {
 impl Kernel for Score<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+    fn run<S: Simd>(self, s: S) {
+        match self.queries.heads {
+            ..=2 => self.all::<S, 2>(s),
+            3..=8 => self.all::<S, 8>(s),
+            _ => self.all::<S, LANES>(s),
+        }
+    }
+}
+
+impl Score<'_> {
+    #[inline(always)]
+    fn all<S: Simd, const N: usize>(mut self, s: S) {
         let groups = self.queries.groups;
         let mut tile = Decoded { keys: vec![0; TILE * groups * FP4_BLOCK], scales: vec![0.0; TILE * groups] };
         let tops = std::mem::take(&mut self.tops);
@@ -201,7 +215,7 @@ impl Kernel for Score<'_> {
                 let live = count.min((self.visible)(row).saturating_sub(from));
                 for first in (0..live).step_by(LANES) {
                     let keys = &tile.keys[first * groups * FP4_BLOCK..];
-                    let scores = self.score(s, row, keys, &tile.scales[first * groups..]);
+                    let scores = self.score::<S, N>(s, row, keys, &tile.scales[first * groups..]);
                     let mut good = s.ge(scores, s.splat(top.least()));
                     if live - first < LANES {
                         good &= (1 << (live - first)) - 1;
