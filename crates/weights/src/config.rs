@@ -183,6 +183,11 @@ impl Config {
         if k > experts {
             return wrong("num_experts_per_tok", format!("is {k}, but there are only {experts} experts"));
         }
+        // V4-Pro has 23,424 experts in all; a config that asks for millions is no model's.
+        if experts * self.num_hidden_layers > 1 << 20 {
+            let layers = self.num_hidden_layers;
+            return wrong("n_routed_experts", format!("is {experts} in {layers} layers; a million in all is the most"));
+        }
         if self.num_hash_layers > self.num_hidden_layers {
             let (hash, all) = (self.num_hash_layers, self.num_hidden_layers);
             return wrong("num_hash_layers", format!("is {hash}, but there are only {all} layers"));
