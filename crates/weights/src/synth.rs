@@ -160,7 +160,9 @@ impl Synth {
     }
 
     fn bytes(&self) -> Result<(Vec<u8>, Vec<u8>), Error> {
-        let config = Value::Object(self.config.clone()).to_string().into_bytes();
+        // By name, whichever order this build's `serde_json` keeps.
+        let fields: BTreeMap<_, _> = self.config.iter().collect();
+        let config = json!(fields).to_string().into_bytes();
         let parsed = Config::parse(&config)?;
         let fp4 = self.config.get("expert_dtype").is_none_or(|v| v == "fp4");
         let mut draw = Draw { random: Random::new(self.seed), tensors: BTreeMap::new(), fp4 };
@@ -169,13 +171,14 @@ impl Synth {
     }
 }
 
-/// A safetensors file.
+/// A safetensors file. Keys are in alphabetical order, so that the bytes do not depend on whether another crate of
+/// the build has `serde_json` keep the order they are put in.
 fn serialise(tensors: &BTreeMap<String, Tensor>) -> Vec<u8> {
     let mut header = Map::new();
     let mut at = 0;
     for (name, t) in tensors {
         let end = at + t.bytes.len();
-        header.insert(name.clone(), json!({"dtype": t.dtype, "shape": t.shape, "data_offsets": [at, end]}));
+        header.insert(name.clone(), json!({"data_offsets": [at, end], "dtype": t.dtype, "shape": t.shape}));
         at = end;
     }
     let mut text = Value::Object(header).to_string().into_bytes();
