@@ -21,6 +21,8 @@ const TOKENIZER: &[u8] = include_bytes!("../../assets/demo-model/tokenizer.json"
 
 /// What the program itself takes: code, threads with their panels, the allocator's slack.
 const PROGRAM: u64 = 48 << 20;
+/// fastokens' table of words that its threads share, made when the first long text is read: 2^19 entries of 64 bytes.
+const WORDS: u64 = 32 << 20;
 
 /// How to run a model.
 #[derive(Debug, Clone, clap::Args)]
@@ -113,8 +115,9 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
         weights: files.checkpoint.weight_bytes(),
         state: model.state_bytes(context),
         scratch: model.scratch_bytes(chunk),
-        // A tokenizer takes some twenty times its file; a token of a prompt a few bytes as text, as token and twice over.
-        program: PROGRAM + 20 * files.text + 40 * context.min(1 << 20) as u64,
+        // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads;
+        // a token of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
+        program: PROGRAM + WORDS + 20 * files.text + 40 * context.min(1 << 20) as u64,
     };
     let ledger = model.device().ledger();
     ledger.limit(Share::State, plan.state);
