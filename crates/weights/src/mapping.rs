@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Once;
@@ -53,10 +53,14 @@ impl Drop for Mapping {
 /// [`Error::Read`], and [`Error::File`] where there is nothing to map.
 pub(crate) fn map(path: &Path) -> Result<Bytes, Error> {
     let read = |cause| Error::Read { path: path.to_owned(), cause };
+    let wrong = |problem: &str| Error::File { path: path.to_owned(), problem: problem.to_owned() };
+    // Asked before opening: to open a pipe is to wait for its writer.
+    if !fs::metadata(path).map_err(read)?.is_file() {
+        return Err(wrong("is not a regular file"));
+    }
     let file = File::open(path).map_err(read)?;
-    let size = file.metadata().map_err(read)?.len();
-    if size == 0 {
-        return Err(Error::File { path: path.to_owned(), problem: "is empty; download it again".into() });
+    if file.metadata().map_err(read)?.len() == 0 {
+        return Err(wrong("is empty; download it again"));
     }
     // SAFETY: the map is only read. A file that others change gives other bytes, which no code here relies on for
     // memory safety; one that shrinks raises SIGBUS, which `handle` reports.

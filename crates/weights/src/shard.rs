@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError};
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::Error;
 
@@ -52,16 +54,47 @@ fn header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
     }
     SafeTensors::read_metadata(bytes).map(|(n, metadata)| (8 + n, metadata)).map_err(|e| match e {
         SafeTensorError::MetadataIncompleteBuffer => truncated(&bytes[8..8 + length as usize], size - 8 - length),
-        SafeTensorError::TensorInvalidInfo => "has a tensor whose offsets do not fit its shape".to_owned(),
-        SafeTensorError::InvalidOffset(name) => format!("has wrong offsets for tensor {name}"),
-        other => format!("has a header that cannot be read: {other}"),
+        SafeTensorError::InvalidOffset(name) => format!(
+            "has wrong offsets for tensor {name}: tensors must follow one another without gaps; download it again"
+        ),
+        other => match spoilt(&bytes[8..8 + length as usize]) {
+            Some((name, problem)) => format!("tensor {name} {problem}"),
+            None => format!("has a header that cannot be read: {other}"),
+        },
     })
+}
+
+/// The first tensor of a header that the library refuses without naming it, and what is wrong with it.
+fn spoilt(header: &[u8]) -> Option<(String, String)> {
+    let value: Value = serde_json::from_slice(header).ok()?;
+    let tensors = value.as_object()?.iter().filter(|(name, _)| *name != "__metadata__");
+    tensors.into_iter().find_map(|(name, info)| Some((name.clone(), why_spoilt(info)?)))
+}
+
+/// What is wrong with one tensor's entry in a header, if something is.
+fn why_spoilt(info: &Value) -> Option<String> {
+    let Ok(dtype) = Dtype::deserialize(&info["dtype"]) else {
+        return Some(format!("has the type {}, which safetensors does not know", info["dtype"]));
+    };
+    let (Ok(shape), Ok([start, end])) =
+        (Vec::<usize>::deserialize(&info["shape"]), <[usize; 2]>::deserialize(&info["data_offsets"]))
+    else {
+        return Some(format!(
+            "has shape {} and data_offsets {}; both must be whole numbers",
+            info["shape"], info["data_offsets"]
+        ));
+    };
+    let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let bits = elements.and_then(|n| n.checked_mul(dtype.bitsize()));
+    let bytes = end.checked_sub(start);
+    let fits = bits.is_some() && bits == bytes.and_then(|n| n.checked_mul(8));
+    (!fits).then(|| format!("of type {dtype:?} and shape {shape:?} does not fit its data_offsets [{start}, {end}]"))
 }
 
 /// Which tensor a file that is too short or too long stops in.
 fn truncated(header: &[u8], data: u64) -> String {
-    let value: serde_json::Value = serde_json::from_slice(header).unwrap_or_default();
-    let end = |v: &serde_json::Value| v["data_offsets"][1].as_u64().unwrap_or(0);
+    let value: Value = serde_json::from_slice(header).unwrap_or_default();
+    let end = |v: &Value| v["data_offsets"][1].as_u64().unwrap_or(0);
     let tensors = value.as_object().into_iter().flatten().filter(|(name, _)| *name != "__metadata__");
     let past = tensors.clone().filter(|(_, v)| end(v) > data).min_by_key(|(_, v)| end(v));
     match past {
@@ -112,11 +145,17 @@ mod tests {
             (u64::MAX.to_le_bytes().to_vec(), "no safetensors file"),
             (5000u64.to_le_bytes().to_vec(), "download it again"),
             (file("not json", 0), "cannot be read"),
-            (file(r#"{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,8]}}"#, 8), "fit its shape"),
-            (file(r#"{"a":{"dtype":"X9","shape":[2],"data_offsets":[0,8]}}"#, 8), "cannot be read"),
+            (
+                file(r#"{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,8]}}"#, 8),
+                "tensor a of type F32 and shape [9]",
+            ),
+            (file(r#"{"a":{"dtype":"X9","shape":[2],"data_offsets":[0,8]}}"#, 8), "tensor a has the type \"X9\""),
+            (file(r#"{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#, 8), "tensor a has shape [-2]"),
+            (file(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8), "tensor a"),
+            (file(&"[".repeat(10_000), 0), "cannot be read"),
             (
                 file(r#"{"a":{"dtype":"F32","shape":[18446744073709551615,8],"data_offsets":[0,8]}}"#, 8),
-                "cannot be read",
+                "tensor a of type",
             ),
         ] {
             let message = check_header(&bytes).unwrap_err();

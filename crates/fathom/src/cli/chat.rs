@@ -1,6 +1,7 @@
 //! `fathom chat`: a conversation in the terminal.
 
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +29,7 @@ pub struct Args {
     think: Think,
     /// The most tokens of one answer
     #[arg(long)]
-    max_tokens: Option<usize>,
+    max_tokens: Option<NonZeroUsize>,
     /// The most tokens of the conversation [default: what the model holds]
     #[arg(long)]
     context: Option<usize>,
@@ -69,6 +70,10 @@ pub fn chat(args: &Args) -> Outcome {
         let line = match editor.readline("> ") {
             Ok(line) => line,
             Err(ReadlineError::Interrupted | ReadlineError::Eof) => return Ok(()),
+            Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => {
+                eprintln!("fathom: standard input: a line that is not UTF-8 was left out");
+                continue;
+            }
             Err(e) => return Err(e.into()),
         };
         let line = line.trim();
@@ -101,8 +106,12 @@ pub fn chat(args: &Args) -> Outcome {
         }
         messages.push(Message { role: Role::User, text: line.to_owned() });
         let (prompt, parsing) = prompter.chat(&messages, effort)?;
-        let request =
-            Request { prompt, max_tokens: args.max_tokens, stop_tokens: vec![eos], sampling: sampling.clone() };
+        let request = Request {
+            prompt,
+            max_tokens: args.max_tokens.map(usize::from),
+            stop_tokens: vec![eos],
+            sampling: sampling.clone(),
+        };
         stop.store(false, Ordering::Relaxed);
         let mut thinking = false;
         let reading = Reading::Chat(parsing);

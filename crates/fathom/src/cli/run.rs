@@ -1,17 +1,23 @@
 //! `fathom run`: one answer.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use clap::builder::NonEmptyStringValueParser;
 use fathom_engine::{Request, Sampling};
+use fathom_kernels::human;
 
 use super::Outcome;
 use super::ask::{Reading, Shown, ask};
 use super::model::{Files, Options, is_model, load};
 use crate::chat::{Effort, Message, Role};
+
+/// The most bytes of one file that are read: some fifty times a million tokens.
+const LARGEST_TEXT: u64 = 256 << 20;
 
 /// How tokens are chosen.
 #[derive(Debug, Clone, clap::Args)]
@@ -96,13 +102,13 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Think::Off)]
     think: Think,
     /// Continue the prompt as it stands: no template around it
-    #[arg(long, conflicts_with_all = ["system", "think"])]
+    #[arg(long, conflicts_with_all = ["system", "think", "stop"])]
     raw: bool,
     /// The most tokens to generate
     #[arg(long)]
-    max_tokens: Option<usize>,
+    max_tokens: Option<NonZeroUsize>,
     /// A text that ends the answer; may be given again
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     /// The most tokens of prompt and answer [default: what the model holds]
     #[arg(long)]
@@ -145,7 +151,8 @@ pub fn run(args: &Args) -> Outcome {
     };
     eprintln!("{about}");
     let engine = loaded.engine(&args.options, 1);
-    let request = Request { prompt: tokens, max_tokens: args.max_tokens, stop_tokens: vec![eos], sampling };
+    let request =
+        Request { prompt: tokens, max_tokens: args.max_tokens.map(usize::from), stop_tokens: vec![eos], sampling };
     let mut out = io::stdout();
     let mut thinking = false;
     let cancel = Arc::new(AtomicBool::new(false));
@@ -186,13 +193,25 @@ pub fn print(out: &mut impl Write, shown: Shown<'_>, thinking: bool) -> io::Resu
 fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::error::Error>> {
     let mut parts = Vec::new();
     for path in files {
-        read(path, path.is_dir(), &mut parts)?;
+        if path.is_dir() {
+            let (mut found, mut left_out) = (Vec::new(), Vec::new());
+            walk(path, &mut found, &mut left_out)?;
+            if let Some(first) = left_out.first() {
+                eprintln!("left out {} that are no UTF-8 text, such as {}", count(left_out.len()), first.display());
+            }
+            if found.is_empty() {
+                return Err(format!("{}: no text files in this folder", path.display()).into());
+            }
+            parts.append(&mut found);
+        } else {
+            let name = path.display().to_string();
+            let file = File::open(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+            parts.push(text(&name, file)?);
+        }
     }
     let (dash, words): (Vec<&String>, Vec<&String>) = words.iter().partition(|word| *word == "-");
     if !dash.is_empty() || (words.is_empty() && files.is_empty() && !io::stdin().is_terminal()) {
-        let mut bytes = Vec::new();
-        io::stdin().read_to_end(&mut bytes)?;
-        parts.push(text("standard input", bytes)?);
+        parts.push(text("standard input", io::stdin())?);
     }
     if !words.is_empty() {
         parts.push(words.into_iter().map(String::as_str).collect::<Vec<_>>().join(" "));
@@ -200,34 +219,51 @@ fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::er
     Ok(parts.join("\n\n"))
 }
 
-/// A file's text under its name; a folder's files, in order, hidden ones left out.
-fn read(path: &Path, inside: bool, parts: &mut Vec<String>) -> Outcome {
-    let failed = |e: io::Error| format!("cannot read {}: {e}", path.display());
-    if path.is_dir() {
-        let mut entries: Vec<PathBuf> = fs::read_dir(path)
-            .map_err(failed)?
-            .map(|e| e.map(|e| e.path()))
-            .collect::<Result<_, _>>()
-            .map_err(failed)?;
-        entries.sort();
-        for entry in entries {
-            let hidden = entry.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-            if !hidden && !entry.is_symlink() {
-                read(&entry, true, parts)?;
+/// A folder's files in order, each under its name. Hidden ones, links and what is no file are passed over; files that are
+/// no UTF-8 text are `left_out`.
+fn walk(folder: &Path, found: &mut Vec<String>, left_out: &mut Vec<PathBuf>) -> Outcome {
+    let failed = |path: &Path, e: io::Error| format!("cannot read {}: {e}", path.display());
+    let entries = fs::read_dir(folder).map_err(|e| failed(folder, e))?;
+    let mut entries: Vec<PathBuf> =
+        entries.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>().map_err(|e| failed(folder, e))?;
+    entries.sort();
+    for entry in entries {
+        if entry.is_symlink() || entry.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')) {
+            continue;
+        }
+        if entry.is_dir() {
+            walk(&entry, found, left_out)?;
+        } else if entry.is_file() {
+            let name = entry.display().to_string();
+            let bytes = bytes(&name, File::open(&entry).map_err(|e| failed(&entry, e))?)?;
+            match String::from_utf8(bytes) {
+                Ok(content) => found.push(format!("# {name}\n\n{content}")),
+                Err(_) => left_out.push(entry),
             }
         }
-        return Ok(());
     }
-    let content = text(&path.display().to_string(), fs::read(path).map_err(failed)?)?;
-    parts.push(if inside { format!("# {}\n\n{content}", path.display()) } else { content });
     Ok(())
 }
 
-fn text(name: &str, bytes: Vec<u8>) -> Result<String, String> {
-    String::from_utf8(bytes).map_err(|e| {
+/// All there is to read, unless it is more than any prompt.
+fn bytes(name: &str, from: impl Read) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    from.take(LARGEST_TEXT + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot read {name}: {e}"))?;
+    if bytes.len() as u64 > LARGEST_TEXT {
+        return Err(format!("{name}: more than {}, longer than any prompt", human(LARGEST_TEXT)));
+    }
+    Ok(bytes)
+}
+
+fn text(name: &str, from: impl Read) -> Result<String, String> {
+    String::from_utf8(bytes(name, from)?).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         format!("{name}: not UTF-8 from byte {at} on; convert it or leave it out")
     })
+}
+
+fn count(files: usize) -> String {
+    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
 }
 
 #[cfg(test)]
@@ -250,5 +286,10 @@ mod tests {
         assert!(message.contains("b.txt: not UTF-8 from byte 2"), "{message}");
         let message = prompt(&[], &[folder.path().join("none.txt")]).unwrap_err().to_string();
         assert!(message.contains("none.txt"), "{message}");
+        // In a folder such a file is left out, not fatal: a whole codebase has pictures in it.
+        let rest = prompt(&[], &[folder.path().to_owned()]).unwrap();
+        assert!(rest.ends_with("a.txt\n\nfirst") && !rest.contains("b.txt"), "{rest}");
+        let endless = text("endless", io::repeat(b'a')).unwrap_err();
+        assert!(endless.contains("endless: more than"), "{endless}");
     }
 }

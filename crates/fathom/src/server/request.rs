@@ -62,6 +62,7 @@ pub fn parse_chat(body: &[u8], served: &Served) -> Result<ChatRequest, ApiError>
     translate(&mut body)?;
     let sampled: Sampled = typed(&body)?;
     let request: ChatCompletionRequest = typed(&body)?;
+    only_text(&body)?;
     if request.model != served.model {
         return Err(ApiError::no_such_model(&request.model, &served.model));
     }
@@ -104,6 +105,21 @@ fn translate(body: &mut Value) -> Result<(), ApiError> {
     for message in body.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some(role) = message.get_mut("role").filter(|role| *role == "developer") {
             *role = "system".into();
+        }
+    }
+    Ok(())
+}
+
+/// Refuses images and the like, which the conversion would leave out without a word.
+fn only_text(body: &Value) -> Result<(), ApiError> {
+    for (i, message) in body["messages"].as_array().into_iter().flatten().enumerate() {
+        for (j, part) in message["content"].as_array().into_iter().flatten().enumerate() {
+            let kind = part["type"].as_str().unwrap_or("text");
+            if !matches!(kind, "text" | "refusal") {
+                let param = format!("messages[{i}].content[{j}].type");
+                let message = format!("'{param}' is '{kind}'; this model reads text only.");
+                return Err(ApiError::bad(Some(&param), message));
+            }
         }
     }
     Ok(())

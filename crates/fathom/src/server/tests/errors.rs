@@ -46,6 +46,9 @@ async fn values_out_of_range_are_named() {
         let message = refused(ask(json!({param: value})), StatusCode::BAD_REQUEST, Some(param)).await;
         assert!(!message.is_empty());
     }
+    let picture = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
+    let param = Some("messages[0].content[0].type");
+    refused(ask(json!({"messages": picture})), StatusCode::BAD_REQUEST, param).await;
     refused(ask(json!({"logprobs": true, "top_logprobs": 21})), StatusCode::BAD_REQUEST, Some("top_logprobs")).await;
 }
 
