@@ -85,6 +85,15 @@ impl<D: Device> Model<D> {
         State::new(&self.device, &self.layout)
     }
 
+    /// A second session that has seen what `state` has and goes its own way from here. Full pages are shared, so it costs
+    /// one page and what does not grow with the context.
+    ///
+    /// # Errors
+    /// [`Error::Broken`], and the ledger has no room for it.
+    pub fn fork(&self, state: &State<D>) -> Result<State<D>, Error> {
+        state.fork(&self.device, &self.layout)
+    }
+
     /// Bytes of state that a session of `positions` tokens takes: V4.md's table, rounded up to whole pages.
     pub fn state_bytes(&self, positions: usize) -> u64 {
         self.layout.bytes(positions)

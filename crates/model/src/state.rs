@@ -1,5 +1,8 @@
 //! A session's state: pages of compressed rows, and for each layer a window ring and the compressors' frontiers.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use fathom_kernels::{Attention, Device, Share, Span};
 use fathom_weights::Config;
 
@@ -102,12 +105,19 @@ impl<D: Device> LayerState<D> {
     }
 }
 
+/// Those of a session's `pages` that a pass over `positions` writes to.
+pub(crate) fn open_pages<B>(pages: &mut [Arc<B>], positions: Range<usize>) -> Vec<&mut B> {
+    let open = pages[positions.start / PAGE..positions.end.div_ceil(PAGE)].iter_mut();
+    open.map(|page| Arc::get_mut(page).expect("only full pages are shared")).collect()
+}
+
 /// What the model remembers of a session's tokens.
 #[derive(Debug)]
 pub struct State<D: Device> {
     pub(crate) position: usize,
-    /// Compressed rows of all layers, each page [`PAGE`] positions; full pages never change.
-    pub(crate) pages: Vec<D::Buffer>,
+    /// Compressed rows of all layers, each page [`PAGE`] positions. Full pages never change and may be shared with forks;
+    /// the open one has one owner.
+    pub(crate) pages: Vec<Arc<D::Buffer>>,
     pub(crate) layers: Vec<LayerState<D>>,
     /// False while a pass is under way, and for good after one that failed.
     pub(crate) whole: bool,
@@ -133,8 +143,32 @@ impl<D: Device> State<D> {
     /// Makes room for positions up to `end`.
     pub(crate) fn grow(&mut self, device: &D, layout: &Layout, end: usize) -> Result<(), Error> {
         while self.pages.len() < end.div_ceil(PAGE) {
-            self.pages.push(device.alloc(Share::State, layout.page)?);
+            self.pages.push(Arc::new(device.alloc(Share::State, layout.page)?));
         }
         Ok(())
+    }
+
+    /// A session that has seen the same tokens and goes its own way from here: full pages are shared, the rest is copied.
+    pub(crate) fn fork(&self, device: &D, layout: &Layout) -> Result<Self, Error> {
+        if !self.whole {
+            return Err(Error::Broken);
+        }
+        let mut fork = State::new(device, layout)?;
+        for ((from, to), &[window, frontier, index_frontier]) in
+            self.layers.iter().zip(&mut fork.layers).zip(&layout.fixed)
+        {
+            device.copy(&from.window, 0..window, &mut to.window, 0)?;
+            device.copy(&from.frontier, 0..frontier, &mut to.frontier, 0)?;
+            device.copy(&from.index_frontier, 0..index_frontier, &mut to.index_frontier, 0)?;
+        }
+        let full = self.position / PAGE;
+        fork.pages.extend(self.pages[..full].iter().cloned());
+        if !self.position.is_multiple_of(PAGE) {
+            let mut open = device.alloc(Share::State, layout.page)?;
+            device.copy(&self.pages[full], 0..layout.page, &mut open, 0)?;
+            fork.pages.push(Arc::new(open));
+        }
+        fork.position = self.position;
+        Ok(fork)
     }
 }

@@ -88,6 +88,40 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    /// A fork and its origin go their own ways, each as if it had been alone; full pages are held once.
+    #[test]
+    fn forks(seed: u64, n in 1usize..1300, more in 1usize..40) {
+        let checkpoint = Synth::random(seed).checkpoint().unwrap();
+        let model = model(&checkpoint, Cpu::isas()[0], 2, Profile::Native);
+        let mut random = Random::new(seed);
+        let mut read = |n| tokens(&mut random, checkpoint.config().vocab_size, n);
+        let (start, ways) = (read(n), [read(more), read(more)]);
+        let step = |state: &mut _, tokens: &[u32]| {
+            model.forward(&mut [Segment { state, tokens, logits: LogitsWanted::Last }]).unwrap().remove(0)
+        };
+        let alone = ways.each_ref().map(|way| {
+            let mut state = model.new_state().unwrap();
+            step(&mut state, &start);
+            step(&mut state, way)
+        });
+        let mut origin = model.new_state().unwrap();
+        step(&mut origin, &start);
+        let held = model.device().ledger().holding(Share::State).held;
+        let mut fork = model.fork(&origin).unwrap();
+        let added = model.device().ledger().holding(Share::State).held - held;
+        prop_assert!(added <= model.state_bytes(n % 1024));
+        for token in 0..more {
+            let (a, b) = (step(&mut origin, &ways[0][token..=token]), step(&mut fork, &ways[1][token..=token]));
+            if token + 1 == more {
+                prop_assert!(a == alone[0] && b == alone[1]);
+            }
+        }
+    }
+}
+
 /// What is planned is what is held: state to the byte, scratch at most.
 #[test]
 fn memory_is_as_planned() {

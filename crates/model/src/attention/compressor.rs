@@ -4,6 +4,7 @@ use fathom_kernels::{Array, Compressor, Device, EntryKind, Matrix};
 
 use crate::Error;
 use crate::model::Batch;
+use crate::state::open_pages;
 
 /// A layer's compressor, or its indexer's.
 #[derive(Debug)]
@@ -29,8 +30,8 @@ impl<D: Device> LayerCompressor<D> {
         let layout = &batch.layout;
         for (span, segment) in batch.spans.iter().zip(batch.segments.iter_mut()) {
             let state = &mut *segment.state;
-            let (first, last) = (layout.page_of(span.start), layout.page_of(span.start + span.rows.len() - 1));
-            let mut open: Vec<&mut D::Buffer> = state.pages[first..=last].iter_mut().collect();
+            let first = layout.page_of(span.start);
+            let mut open = open_pages(&mut state.pages, span.start..span.start + span.rows.len());
             let (offsets, own) = (layout.layers[layer], &mut state.layers[layer]);
             let (frontier, offset) = match self.shape.kind {
                 EntryKind::Attention => (&mut own.frontier, offsets.attention),

@@ -80,7 +80,7 @@ impl<D: Device> SelfAttention<D> {
         let mut o = batch.array(device, q.rows, q.width)?; // [n, H·d]
         for (span, segment) in batch.spans.iter().zip(batch.segments.iter_mut()) {
             let layout = &batch.layout;
-            let pages: Vec<&D::Buffer> = segment.state.pages.iter().collect();
+            let pages: Vec<&D::Buffer> = segment.state.pages.iter().map(|page| &**page).collect();
             let entries = |ratio: usize| Pages {
                 pages: &pages,
                 offset: layout.layers[layer].attention,
