@@ -28,6 +28,14 @@ pub enum Error {
         /// The names that would do.
         available: String,
     },
+    /// The system gave no memory for session state.
+    #[error("the system has no {} for session state: {source}; close other sessions or use a shorter context", human(*.bytes))]
+    Map {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The thread pool could not start.
     #[error("cannot start {threads} threads: {cause}")]
     Threads {

@@ -115,6 +115,13 @@ pub struct Reservation {
     bytes: u64,
 }
 
+impl Reservation {
+    /// What the bytes are for.
+    pub fn share(&self) -> Share {
+        self.share
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.ledger.0[self.share as usize].held.fetch_sub(self.bytes, Ordering::Relaxed);

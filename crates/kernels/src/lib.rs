@@ -14,7 +14,7 @@ mod pool;
 mod profile;
 mod simd;
 
-pub use cpu::{Buffer, Cpu, CpuOptions};
+pub use cpu::{Buffer, Cpu, CpuOptions, Peaks};
 pub use device::*;
 pub use error::{Error, human};
 pub use ledger::{Holding, Ledger, Reservation, Share};

@@ -129,11 +129,13 @@ pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::F) -> S::F {
 }
 
 /// eˣ in f32, with the bits of [`exp_lanes`].
+#[inline(always)]
 pub(crate) fn exp_f32(x: f32) -> f32 {
     exp_lanes(Plain, [x; 16])[0]
 }
 
 /// 1 / (1 + e⁻ˣ) in f32.
+#[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp_f32(-x))
 }

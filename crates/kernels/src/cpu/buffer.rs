@@ -5,17 +5,23 @@ use std::fmt;
 use std::ptr::NonNull;
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 
-use crate::Reservation;
+use crate::{Error, Reservation, Share};
 
 /// Owned memory starts on a cache line.
 const ALIGN: usize = 64;
+
+/// State this large gets pages of its own from the system: it lives long among scratch that comes and goes, and would
+/// otherwise keep a heap's holes from being used or given back.
+const MAPPED: usize = 64 << 10;
 
 /// Memory of the CPU device: bytes of its own, or a read-only view of somebody else's (a mapped file).
 pub struct Buffer(Storage);
 
 enum Storage {
     Owned { start: NonNull<u8>, len: usize, _reservation: Reservation },
+    Mapped { map: MmapMut, _reservation: Reservation },
     Shared(Bytes),
 }
 
@@ -29,7 +35,11 @@ impl Buffer {
         Buffer(Storage::Shared(bytes))
     }
 
-    pub(crate) fn zeroed(len: usize, reservation: Reservation) -> Self {
+    pub(crate) fn zeroed(len: usize, reservation: Reservation) -> Result<Self, Error> {
+        if reservation.share() == Share::State && len >= MAPPED {
+            let map = MmapMut::map_anon(len).map_err(|source| Error::Map { bytes: len as u64, source })?;
+            return Ok(Buffer(Storage::Mapped { map, _reservation: reservation }));
+        }
         let start = if len == 0 {
             NonNull::<u128>::dangling().cast()
         } else {
@@ -37,13 +47,14 @@ impl Buffer {
             // SAFETY: the layout's size is not zero.
             NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
         };
-        Buffer(Storage::Owned { start, len, _reservation: reservation })
+        Ok(Buffer(Storage::Owned { start, len, _reservation: reservation }))
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.0 {
             // SAFETY: `start` is valid for `len` initialised bytes as long as the buffer lives.
             Storage::Owned { start, len, .. } => unsafe { std::slice::from_raw_parts(start.as_ptr(), *len) },
+            Storage::Mapped { map, .. } => map,
             Storage::Shared(bytes) => bytes,
         }
     }
@@ -53,6 +64,7 @@ impl Buffer {
         match &mut self.0 {
             // SAFETY: as in `bytes`, and the borrow is unique.
             Storage::Owned { start, len, .. } => unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), *len) },
+            Storage::Mapped { map, .. } => map,
             Storage::Shared(_) => panic!("write to a read-only buffer"),
         }
     }
@@ -105,7 +117,7 @@ impl Drop for Buffer {
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if matches!(self.0, Storage::Owned { .. }) { "owned" } else { "shared" };
+        let kind = if matches!(self.0, Storage::Shared(_)) { "shared" } else { "owned" };
         write!(f, "Buffer({kind}, {} bytes)", self.bytes().len())
     }
 }

@@ -88,14 +88,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_fp8(self, p: *const u8) -> F {
-        // SAFETY: the caller gives 16 readable bytes; `self` proves AVX2 and F16C.
-        unsafe {
-            // s eeee mmm, sign-extended and shifted by 7, is a half with the exponent's bias off by 8; bit 14 is a
-            // copy of the sign and goes.
-            let wide = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())));
-            let half = _mm256_and_si256(wide, _mm256_set1_epi16(0xBF80_u16 as i16));
-            F(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(half)))
-        }
+        // SAFETY: the caller gives 16 readable bytes.
+        unsafe { F(fp8_8(p), fp8_8(p.add(8))) }
     }
     #[inline(always)]
     fn sum(self, v: F) -> f32 {
@@ -130,18 +124,16 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_fp4(self, w: W, x: *const i8, bias: *const i32) -> F {
+    unsafe fn dot_fp4(self, w: W, x: *const i8, start: *const i32) -> F {
         // SAFETY: the caller gives 128 readable i8 and 16 readable i32; `self` proves AVX2.
-        unsafe { F(octets(w.0[0], w.0[2], x, bias), octets(w.0[1], w.0[3], x.add(32), bias.add(8))) }
+        unsafe { F(octets(w.0[0], w.0[2], x, start), octets(w.0[1], w.0[3], x.add(32), start.add(8))) }
     }
     #[inline(always)]
-    unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> F {
-        // SAFETY: the caller gives 4 readable bytes and 4 readable f32; `self` proves AVX2.
+    unsafe fn scale_fp4(self, e: *const u8) -> F {
+        // SAFETY: the caller gives 4 readable bytes; `self` proves AVX2.
         unsafe {
-            let e = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(e.cast::<i32>().read_unaligned()));
-            let x = _mm_mul_ps(_mm_loadu_ps(x), _mm_set1_ps(0.5));
-            let four = _mm_mul_ps(x, _mm_castsi128_ps(_mm_slli_epi32::<23>(e)));
-            let both = _mm256_set_m128(four, four);
+            let e = _mm_slli_epi32::<23>(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(e.cast::<i32>().read_unaligned())));
+            let both = _mm256_castsi256_ps(_mm256_broadcastsi128_si256(e));
             F(
                 _mm256_permutevar8x32_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
                 _mm256_permutevar8x32_ps(both, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3)),
@@ -169,12 +161,52 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn int8_products(self, rounds: usize) -> usize {
+        const SUMS: usize = 6;
+        let seeds: [i8; SUMS] = std::hint::black_box([1, 2, 3, 4, 5, 6]);
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let one = _mm256_set1_epi16(1);
+            let b = seeds.map(|seed| _mm256_set1_epi8(seed));
+            let (mut a, mut sums) = (b[0], [_mm256_setzero_si256(); SUMS]);
+            for _ in 0..rounds {
+                // Or the compiler would take the products, always the same, out of the loop.
+                a = _mm256_add_epi8(a, b[1]);
+                for i in 0..SUMS {
+                    sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b[i]), one));
+                }
+            }
+            let mut all = [0i32; 8];
+            for sum in sums {
+                _mm256_storeu_si256(all.as_mut_ptr().cast(), sum);
+                std::hint::black_box(all);
+            }
+        }
+        rounds * SUMS * 64
+    }
+    #[inline(always)]
     fn ge(self, a: F, b: F) -> u32 {
         // SAFETY: `self` proves AVX.
         unsafe {
             let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a.0, b.0)) as u32;
             low | (_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a.1, b.1)) as u32) << 8
         }
+    }
+}
+
+/// Eight E4M3 as value · 2⁻¹²⁰.
+#[inline(always)]
+unsafe fn fp8_8(p: *const u8) -> __m256 {
+    // SAFETY: called from `Avx2`'s methods only, with 8 readable bytes.
+    unsafe {
+        // s eeee mmm, sign-extended, shifted to where an f32 has them; of the sign's copies one stays.
+        let wide = _mm256_slli_epi32::<20>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+        _mm256_castsi256_ps(_mm256_and_si256(wide, _mm256_set1_epi32(0x87f0_0000_u32 as i32)))
     }
 }
 
@@ -191,13 +223,13 @@ unsafe fn bf16_8(p: *const u8) -> __m256 {
 /// Eight octets of weights, 32 of even k and 32 of odd k, times int8. Each maddubs pair is at most 2·24·127 = 6,096 and two
 /// are added: no i16 overflows.
 #[inline(always)]
-unsafe fn octets(even: __m256i, odd: __m256i, x: *const i8, bias: *const i32) -> __m256 {
+unsafe fn octets(even: __m256i, odd: __m256i, x: *const i8, start: *const i32) -> __m256 {
     // SAFETY: called from `Avx2`'s methods only, with 32 readable i8 at x and at x + 64, and 8 readable i32.
     unsafe {
         let even = _mm256_maddubs_epi16(even, _mm256_loadu_si256(x.cast()));
         let odd = _mm256_maddubs_epi16(odd, _mm256_loadu_si256(x.add(64).cast()));
         let sums = _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1));
-        _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_loadu_si256(bias.cast())))
+        _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_loadu_si256(start.cast())))
     }
 }
 

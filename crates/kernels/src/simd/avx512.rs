@@ -88,10 +88,10 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_fp8(self, p: *const u8) -> __m512 {
-        // SAFETY: the caller gives 16 readable bytes; `self` proves AVX-512 F and AVX2. As in `Avx2::load_fp8`.
+        // SAFETY: the caller gives 16 readable bytes; `self` proves AVX-512 F. As in `avx2::fp8_8`.
         unsafe {
-            let wide = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())));
-            _mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16(0xBF80_u16 as i16)))
+            let wide = _mm512_slli_epi32::<20>(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
+            _mm512_castsi512_ps(_mm512_and_si512(wide, _mm512_set1_epi32(0x87f0_0000_u32 as i32)))
         }
     }
     #[inline(always)]
@@ -143,23 +143,21 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_fp4(self, w: W, x: *const i8, bias: *const i32) -> __m512 {
+    unsafe fn dot_fp4(self, w: W, x: *const i8, start: *const i32) -> __m512 {
         // SAFETY: the caller gives 128 readable i8 and 16 readable i32; `self` proves VNNI.
         unsafe {
-            let bias = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(bias.cast()));
-            let even = _mm512_dpbusd_epi32(bias, w.0, _mm512_loadu_si512(x.cast()));
+            let start = _mm512_loadu_si512(start.cast());
+            let even = _mm512_dpbusd_epi32(start, w.0, _mm512_loadu_si512(x.cast()));
             _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(even, w.1, _mm512_loadu_si512(x.add(64).cast())))
         }
     }
     #[inline(always)]
-    unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> __m512 {
-        // SAFETY: the caller gives 4 readable bytes and 4 readable f32; `self` proves AVX-512 F.
+    unsafe fn scale_fp4(self, e: *const u8) -> __m512 {
+        // SAFETY: the caller gives 4 readable bytes; `self` proves AVX-512 F.
         unsafe {
-            let e = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(e.cast::<i32>().read_unaligned()));
-            let x = _mm_mul_ps(_mm_loadu_ps(x), _mm_set1_ps(0.5));
-            let four = _mm_mul_ps(x, _mm_castsi128_ps(_mm_slli_epi32::<23>(e)));
+            let e = _mm_slli_epi32::<23>(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(e.cast::<i32>().read_unaligned())));
             let octets = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-            _mm512_permutexvar_ps(octets, _mm512_castps128_ps512(four))
+            _mm512_permutexvar_ps(octets, _mm512_castps128_ps512(_mm_castsi128_ps(e)))
         }
     }
     #[inline(always)]
@@ -175,6 +173,28 @@ impl Simd for Avx512 {
             }
             _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd))
         }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn int8_products(self, rounds: usize) -> usize {
+        const SUMS: usize = 12;
+        let seeds: [i8; SUMS] = std::hint::black_box([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        // SAFETY: `self` proves VNNI.
+        unsafe {
+            let b = seeds.map(|seed| _mm512_set1_epi8(seed));
+            let mut sums = [_mm512_setzero_si512(); SUMS];
+            for _ in 0..rounds {
+                for i in 0..SUMS {
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], b[0], b[i]);
+                }
+            }
+            std::hint::black_box(sums.map(|sum| _mm512_reduce_add_epi32(sum)));
+        }
+        rounds * SUMS * 128
     }
     #[inline(always)]
     fn ge(self, a: __m512, b: __m512) -> u32 {

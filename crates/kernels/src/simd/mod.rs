@@ -48,8 +48,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store(self, p: *mut f32, v: Self::F);
     /// Reads 16 bfloat16.
     unsafe fn load_bf16(self, p: *const u8) -> Self::F;
-    /// Reads 16 E4M3 as value · 2⁻⁸. The two NaN codes read as ±480.
+    /// Reads 16 E4M3 as value · 2⁻¹²⁰: moved into place, the bits are an f32 with that much less exponent, and those
+    /// below E4M3's normal numbers are below f32's. The two NaN codes read as ±480.
     unsafe fn load_fp8(self, p: *const u8) -> Self::F;
+
+    /// Asks for the cache line at `p`, which need not be valid, where the CPU can be asked.
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        let _ = p;
+    }
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -75,15 +82,26 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Writes the 128 bytes: those of even k, then those of odd k.
     unsafe fn store_fp4(self, p: *mut u8, w: Self::W);
     /// Integer products of 128 weights and 128 int8 (64 of even k, then 64 of odd k): lane j has the sum over
-    /// k in `[8j, 8j+8)` of `2·weight · x`, as f32. `bias` has `FP4_BIAS · Σ x` of each octet, 16 i32.
-    unsafe fn dot_fp4(self, w: Self::W, x: *const i8, bias: *const i32) -> Self::F;
-    /// Four scales, of 32 columns each, to the lanes of their octets: `x[j/4] · 2^(e[j/4] − 128)`.
-    unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> Self::F;
+    /// k in `[8j, 8j+8)` of `2·weight · x`, as f32. `start` has `−FP4_BIAS · Σ x` of each octet, 16 i32.
+    unsafe fn dot_fp4(self, w: Self::W, x: *const i8, start: *const i32) -> Self::F;
+    /// Four scales, of 32 columns each, to the lanes of their octets: `2^(e[j/4] − 127)`, 0 where e is 0.
+    unsafe fn scale_fp4(self, e: *const u8) -> Self::F;
 
     /// Integer products of one FP4 index query with sixteen keys, over one group of 32 dims: lane e has
     /// `Σ_k key[e][k]·q[k]`, both as doubled integers, as f32. `keys` is `[8][16 keys][4]`, biased by [`FP4_BIAS`]; `q`
     /// has 32 i8 in the same order of k; `bias` is `FP4_BIAS · Σ_k q[k]`.
     unsafe fn dot_index(self, keys: *const u8, q: *const i8, bias: i32) -> Self::F;
+    /// Does integer products of bytes with sums in 32 bits, as many at once as the registers allow, `rounds` times, and
+    /// returns how many operations that was: what [`crate::Peaks`] is measured with.
+    #[inline(always)]
+    fn int8_products(self, rounds: usize) -> usize {
+        let (keys, q) = (std::hint::black_box([1u8; 512]), std::hint::black_box([1i8; 32]));
+        for _ in 0..rounds / 16 {
+            // SAFETY: 512 and 32 bytes are there.
+            std::hint::black_box(unsafe { self.dot_index(keys.as_ptr(), q.as_ptr(), 0) });
+        }
+        rounds / 16 * 1024
+    }
     /// Bit i says whether lane i of a is not below lane i of b.
     fn ge(self, a: Self::F, b: Self::F) -> u32;
 }

@@ -134,7 +134,7 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn dot_fp4(self, w: W, x: *const i8, bias: *const i32) -> F {
+    unsafe fn dot_fp4(self, w: W, x: *const i8, start: *const i32) -> F {
         // SAFETY: the caller gives 128 readable i8 and 16 readable i32.
         unsafe {
             let mut out = [vdupq_n_f32(0.0); 4];
@@ -147,19 +147,18 @@ impl Simd for Neon {
                 let high = vmull_s8(vget_high_s8(even), vget_high_s8(x_even));
                 let high = vmlal_s8(high, vget_high_s8(odd), vget_high_s8(x_odd));
                 let octets = vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
-                *out = vcvtq_f32_s32(vsubq_s32(octets, load_i32(bias.add(4 * i))));
+                *out = vcvtq_f32_s32(vaddq_s32(octets, load_i32(start.add(4 * i))));
             }
             out
         }
     }
     #[inline(always)]
-    unsafe fn scale_fp4(self, e: *const u8, x: *const f32) -> F {
-        // SAFETY: the caller gives 4 readable bytes and 4 readable f32.
+    unsafe fn scale_fp4(self, e: *const u8) -> F {
+        // SAFETY: the caller gives 4 readable bytes.
         unsafe {
             let mut out = [vdupq_n_f32(0.0); 4];
             for (i, out) in out.iter_mut().enumerate() {
-                let scale = f32::from_bits(u32::from(*e.add(i)) << 23);
-                *out = vdupq_n_f32(x.add(i).read_unaligned() * 0.5 * scale);
+                *out = vdupq_n_f32(f32::from_bits(u32::from(*e.add(i)) << 23));
             }
             out
         }
@@ -213,15 +212,14 @@ unsafe fn load_i32(p: *const i32) -> int32x4_t {
     unsafe { vreinterpretq_s32_u8(vld1q_u8(p.cast())) }
 }
 
-/// Four E4M3 codes as value · 2⁻⁸. The seven low bits, moved up by 20, are the value · 2⁻¹²⁰, subnormals included.
+/// Four E4M3 codes as value · 2⁻¹²⁰: the seven low bits moved up by 20, subnormals included.
 #[inline(always)]
 unsafe fn fp8_4(code: uint32x4_t) -> float32x4_t {
     // SAFETY: NEON is part of the target.
     unsafe {
         let sign = vshlq_n_u32::<24>(vandq_u32(code, vdupq_n_u32(0x80)));
         let magnitude = vshlq_n_u32::<20>(vandq_u32(code, vdupq_n_u32(0x7f)));
-        let bits = vorrq_u32(sign, magnitude);
-        vmulq_f32(vreinterpretq_f32_u32(bits), vdupq_n_f32(f32::from_bits((127 + 112) << 23)))
+        vreinterpretq_f32_u32(vorrq_u32(sign, magnitude))
     }
 }
 

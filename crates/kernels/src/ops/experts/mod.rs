@@ -66,8 +66,8 @@ enum Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(pool: &Pool, profile: Profile, x: &'a [f32], w: &Matrix<Buffer>) -> Self {
-        if is_int8(profile, w) { Rows::Int8(Quantised::new(pool, x, w.cols)) } else { Rows::Float(x, w.cols) }
+    fn new(isa: Isa, pool: &Pool, profile: Profile, x: &'a [f32], w: &Matrix<Buffer>) -> Self {
+        if is_int8(profile, w) { Rows::Int8(Quantised::new(isa, pool, x, w.cols)) } else { Rows::Float(x, w.cols) }
     }
 
     fn input(&self) -> Input<'_> {
@@ -128,7 +128,7 @@ pub(crate) fn experts(
     // h = weight · swiglu(w1 x, w3 x), [n·slots, inter]
     let mut h = vec![0.0; n * slots * inter];
     let out = Output::new(&mut h);
-    let inputs = Rows::new(pool, profile, x, &first.w1);
+    let inputs = Rows::new(isa, pool, profile, x, &first.w1);
     let up_tasks = tasks(&work, &pairs, 0..inter);
     pool.each(up_tasks.len(), |i| {
         let Task { expert, pairs, rows } = &up_tasks[i];
@@ -148,7 +148,7 @@ pub(crate) fn experts(
     });
 
     // Down, some columns of D at a time: every slot's value waits in `down`, then the slots are summed in order.
-    let hidden = Rows::new(pool, profile, &h, &first.w2);
+    let hidden = Rows::new(isa, pool, profile, &h, &first.w2);
     let columns = (WAITING / (n * slots)).clamp(ROWS, width.next_multiple_of(ROWS)) / ROWS * ROWS;
     let mut down = vec![0.0; n * slots * columns.min(width)];
     for from in (0..width).step_by(columns) {

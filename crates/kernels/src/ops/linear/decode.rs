@@ -1,5 +1,6 @@
 //! Weights to f32, sixteen at a time.
 
+use crate::ops::rows::Fp8Scale;
 use crate::simd::{LANES, Simd};
 use crate::{Buffer, Format, Matrix};
 
@@ -25,6 +26,7 @@ pub(super) struct Row<'a> {
     pub scales: &'a [u8],
 }
 
+#[inline(always)]
 pub(super) fn row(w: &Matrix<Buffer>, row: usize) -> Row<'_> {
     let bytes = w.format.row_bytes(w.cols);
     let data = &w.data.bytes()[row * bytes..][..bytes];
@@ -45,15 +47,27 @@ pub(super) fn row(w: &Matrix<Buffer>, row: usize) -> Row<'_> {
 pub(super) fn panel<S: Simd>(s: S, format: Format, row: Row<'_>, cols: usize, from: usize, out: &mut [f32]) {
     debug_assert!(from.is_multiple_of(FP8_BLOCK));
     let whole = (cols.min(from + out.len()) - from) / LANES * LANES;
-    for at in (0..whole).step_by(LANES) {
+    // One loop for each format, which does not ask for it again.
+    match format {
+        Format::F32 => decode(s, Format::F32, row, from, &mut out[..whole]),
+        Format::Bf16 => decode(s, Format::Bf16, row, from, &mut out[..whole]),
+        Format::Fp8 => decode(s, Format::Fp8, row, from, &mut out[..whole]),
+        Format::Fp4 => decode(s, Format::Fp4, row, from, &mut out[..whole]),
+    }
+    for (at, out) in out.iter_mut().enumerate().skip(whole) {
+        *out = if from + at < cols { one(format, row, from + at) } else { 0.0 };
+    }
+}
+
+/// The weights of columns from `from` on, as many as `out`, a multiple of 16.
+#[inline(always)]
+fn decode<S: Simd>(s: S, format: Format, row: Row<'_>, from: usize, out: &mut [f32]) {
+    for at in (0..out.len()).step_by(LANES) {
         // SAFETY: sixteen columns from `from + at` on exist, and out has room for them.
         unsafe {
             let v = sixteen(s, format, row, from + at);
             s.store(out.as_mut_ptr().add(at), v);
         }
-    }
-    for (at, out) in out.iter_mut().enumerate().skip(whole) {
-        *out = if from + at < cols { one(format, row, from + at) } else { 0.0 };
     }
 }
 
@@ -69,8 +83,7 @@ pub(super) unsafe fn sixteen<S: Simd>(s: S, format: Format, row: Row<'_>, k: usi
         match format {
             Format::F32 => s.load(data.add(4 * k).cast()),
             Format::Bf16 => s.load_bf16(data.add(2 * k)),
-            // load_fp8 gives value · 2⁻⁸.
-            Format::Fp8 => s.mul(s.load_fp8(data.add(k)), s.splat(scale(*row.scales.get_unchecked(k / FP8_BLOCK), 8))),
+            Format::Fp8 => Fp8Scale::new(s, *row.scales.get_unchecked(k / FP8_BLOCK)).apply(s, s.load_fp8(data.add(k))),
             Format::Fp4 => {
                 let mut v = [0.0; LANES];
                 for (i, v) in v.iter_mut().enumerate() {

@@ -78,7 +78,7 @@ pub(crate) fn linear(
     let (stride, outs, each) = (groups * w.cols, w.rows, w.rows / groups);
     let n = x.len() / stride;
     assert!(x.len() == n * stride && y.len() == n * outs && each * groups == outs, "linear shapes");
-    let quantised = (is_int8(profile, w) && groups == 1).then(|| Quantised::new(pool, x, w.cols));
+    let quantised = (is_int8(profile, w) && groups == 1).then(|| Quantised::new(isa, pool, x, w.cols));
     assert!(quantised.is_some() || !is_int8(profile, w), "grouped matrices are not FP4");
     let (rows, inputs) = if n == 1 { (ROWS_OF_ONE, 1) } else { (ROWS, INPUTS) };
     let (row_tasks, input_tasks) = (each.div_ceil(rows), n.div_ceil(inputs));

@@ -86,24 +86,27 @@ fn the_reference_is_a_product() {
     }
 }
 
-/// Scales at the ends of their range neither panic nor differ.
+/// Scales and inputs at the ends of their ranges neither panic nor differ, whichever of the two a scale is multiplied into.
 #[test]
 fn extreme_scales() {
     let mut random = Random(22);
-    for (format, e) in [(Format::Fp8, 0), (Format::Fp8, 7), (Format::Fp8, 250), (Format::Fp8, 255), (Format::Fp4, 255)]
-    {
-        let mut w = random_matrix(&mut random, format, 6, 160);
-        w.scale = Some(Bytes::from(vec![e; format.scale_bytes(6, 160)]));
-        let x = random.floats(3 * 160);
-        let run = |isa, x: &[f32]| {
-            let mut y = vec![0.0; x.len() / 160 * 6];
-            linear(isa, &Pool::new(1).unwrap(), Profile::Exact, x, &on_cpu(&w), 1, &mut y);
-            y.into_iter().map(|v| if v.is_nan() { 1 } else { v.to_bits() }).collect::<Vec<_>>()
-        };
-        let want = run(Isa::Plain(crate::simd::Plain), &x);
-        for isa in Isa::available() {
-            assert_eq!(run(isa, &x), want, "{} {format:?} {e}", isa.name());
-            assert_eq!(run(isa, &x[..160]), want[..6], "{} {format:?} {e} alone", isa.name());
+    let fp8 = [0, 7, 15, 16, 117, 134, 135, 250, 255].map(|e| (Format::Fp8, e));
+    for (format, e) in fp8.into_iter().chain([(Format::Fp4, 255)]) {
+        let mut w = random_matrix(&mut random, format, 9, 160);
+        w.scale = Some(Bytes::from(vec![e; format.scale_bytes(9, 160)]));
+        for size in [1e-38, 1e-20, 1.0, 3e3, 1e6, 1e38] {
+            let mut x = random.floats(3 * 160);
+            x.iter_mut().for_each(|v| *v *= size);
+            let run = |isa, x: &[f32]| {
+                let mut y = vec![0.0; x.len() / 160 * 9];
+                linear(isa, &Pool::new(1).unwrap(), Profile::Exact, x, &on_cpu(&w), 1, &mut y);
+                y.into_iter().map(|v| if v.is_nan() { 1 } else { v.to_bits() }).collect::<Vec<_>>()
+            };
+            let want = run(Isa::Plain(crate::simd::Plain), &x);
+            for isa in Isa::available() {
+                assert_eq!(run(isa, &x), want, "{} {format:?} {e} {size}", isa.name());
+                assert_eq!(run(isa, &x[..160]), want[..9], "{} {format:?} {e} {size} alone", isa.name());
+            }
         }
     }
 }

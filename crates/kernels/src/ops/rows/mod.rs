@@ -45,6 +45,33 @@ pub(crate) fn encode_attention(x: &[f32], row: RowShape, out: &mut [u8]) {
     }
 }
 
+/// What makes weights of [`Simd::load_fp8`], which gives value · 2⁻¹²⁰: 2^(e−127) is multiplied by 2¹²⁰ first where that
+/// is a number, and later where it is not. Both are exact.
+#[derive(Clone, Copy)]
+pub(crate) struct Fp8Scale<S: Simd> {
+    first: S::F,
+    then: S::F,
+    twice: bool,
+}
+
+impl<S: Simd> Fp8Scale<S> {
+    #[inline(always)]
+    pub(crate) fn new(s: S, e: u8) -> Self {
+        if e <= 134 {
+            Fp8Scale { first: s.splat(f32::from_bits((u32::from(e) + 120) << 23)), then: s.splat(1.0), twice: false }
+        } else {
+            let then = if e == 255 { f32::INFINITY } else { f32::from_bits(u32::from(e) << 23) };
+            Fp8Scale { first: s.splat(pow2(120)), then: s.splat(then), twice: true }
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn apply(self, s: S, loaded: S::F) -> S::F {
+        let v = s.mul(loaded, self.first);
+        if self.twice { s.mul(v, self.then) } else { v }
+    }
+}
+
 /// Reads an attention row back: `row.bytes()` → f32 `[d]`.
 ///
 /// # Safety
@@ -56,10 +83,9 @@ pub(crate) unsafe fn decode_attention<S: Simd>(s: S, stored: *const u8, row: Row
     unsafe {
         let scales = stored.add(nope);
         for block in 0..nope / FP8_BLOCK {
-            // load_fp8 gives value · 2⁻⁸; a scale byte is at most 127 + 120.
-            let scale = s.splat(f32::from_bits((u32::from(*scales.add(block)) + 8) << 23));
+            let scale = Fp8Scale::new(s, *scales.add(block));
             for at in (block * FP8_BLOCK..(block + 1) * FP8_BLOCK).step_by(LANES) {
-                s.store(out.add(at), s.mul(s.load_fp8(stored.add(at)), scale));
+                s.store(out.add(at), scale.apply(s, s.load_fp8(stored.add(at))));
             }
         }
         let rope = scales.add(nope / FP8_BLOCK);
