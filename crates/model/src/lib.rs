@@ -6,6 +6,7 @@
 
 mod attention;
 mod block;
+mod cost;
 mod error;
 mod load;
 mod mhc;
@@ -14,6 +15,7 @@ mod moe;
 mod rope;
 mod state;
 
+pub use cost::Cost;
 pub use error::Error;
 pub use model::{LogitsWanted, Model, Segment};
 pub use state::State;

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod ask;
+mod bench;
 mod chat;
 mod demo;
 mod model;
@@ -35,6 +36,8 @@ enum Command {
     Serve(serve::Args),
     /// Logits of given tokens, to a file
     Score(score::Args),
+    /// How fast a model reads and writes, beside what this machine could do
+    Bench(bench::Args),
 }
 
 /// Runs the program. Exit code 2 means that something about the request or its files is wrong; the message says what.
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
         Command::Chat(args) => chat::chat(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Score(args) => score::score(&args),
+        Command::Bench(args) => bench::bench(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,236 @@
+//! `fathom bench`: how fast a model reads and writes, at any depth, beside what the machine could do.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use fathom_engine::prefill;
+use fathom_kernels::{Cpu, Device, Peaks, Profile, Share, human};
+use fathom_model::{Cost, LogitsWanted, Model, Segment, State};
+use serde_json::json;
+
+use super::Outcome;
+use super::model::{Files, Loaded, Options, load};
+use crate::ui::{Progress, commas, peak_rss};
+
+/// Flags of `fathom bench`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A folder with an official checkpoint [default: the embedded model]
+    model: Option<PathBuf>,
+    /// Lengths of prompts to time, with commas between
+    #[arg(long, value_delimiter = ',', default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    prefill: Vec<u32>,
+    /// Tokens to decode one by one, with commas between
+    #[arg(long, value_delimiter = ',', default_value = "32", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    decode: Vec<u32>,
+    /// Tokens already in the session, with commas between; each depth goes on from the one before
+    #[arg(long, value_delimiter = ',', default_value = "0", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    depth: Vec<u32>,
+    /// Runs of each, after one to warm up; medians are reported
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// One JSON object a line instead of the table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Random tokens, the same in every run of the program (SplitMix64).
+struct Tokens {
+    state: u64,
+    vocab: u64,
+}
+
+impl Tokens {
+    fn take(&mut self, n: usize) -> Vec<u32> {
+        (0..n).map(|_| self.next()).collect()
+    }
+
+    fn next(&mut self) -> u32 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % self.vocab) as u32
+    }
+}
+
+/// What a run does.
+#[derive(Clone, Copy)]
+enum Test {
+    Prefill,
+    Decode,
+}
+
+struct Bench<'a> {
+    args: &'a Args,
+    loaded: &'a Loaded,
+    peaks: Peaks,
+    tokens: Tokens,
+}
+
+/// Times a model.
+pub fn bench(args: &Args) -> Outcome {
+    let files = Files::open(args.model.as_deref())?;
+    let mut depths: Vec<usize> = args.depth.iter().map(|&depth| depth as usize).collect();
+    depths.sort_unstable();
+    depths.dedup();
+    let longest = args.prefill.iter().chain(&args.decode).max().map_or(0, |&n| n as usize);
+    let deepest = depths.last().copied().unwrap_or(0);
+    let limit = files.checkpoint.config().max_position_embeddings;
+    let most = deepest + longest;
+    if most > limit {
+        return Err(
+            format!("depth {deepest} and {longest} tokens more make {most}, but the model holds {limit}").into()
+        );
+    }
+    let loaded = load(&files, &args.options, Some(most))?;
+    let model = &loaded.model;
+    // A fork owns its open page and those it adds; the rest it shares.
+    let forked = model.state_bytes((longest + 2048).min(most));
+    model.device().ledger().limit(Share::State, loaded.plan.state + forked);
+    eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    let peaks = model.device().peaks();
+    eprintln!(
+        "machine: reads {:.1} GB/s, f32 {:.0} Gflop/s, int8 {:.2} Top/s",
+        peaks.read_bytes / 1e9,
+        peaks.f32_flops / 1e9,
+        peaks.int8_ops / 1e12
+    );
+    let tokens = Tokens { state: 1, vocab: model.config().vocab_size as u64 };
+    let mut bench = Bench { args, loaded: &loaded, peaks, tokens };
+    Ok(model.device().scope(|| bench.all(&depths))?)
+}
+
+impl Bench<'_> {
+    fn all(&mut self, depths: &[usize]) -> Result<(), fathom_model::Error> {
+        let model = &*self.loaded.model;
+        let mut base = model.new_state()?;
+        if !self.args.json {
+            println!(
+                "{:8} {:>8} {:>10} {:>12} {:>12} {:>12} {:>10} {:>8} {:>12}",
+                "test", "tokens", "depth", "tokens/s", "min", "max", "of memory", "of f32", "peak RSS"
+            );
+        }
+        for &depth in depths {
+            self.deepen(&mut base, depth)?;
+            for &n in &self.args.prefill {
+                self.test(&base, Test::Prefill, n as usize)?;
+            }
+            for &n in &self.args.decode {
+                self.test(&base, Test::Decode, n as usize)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads random tokens up to `depth`.
+    fn deepen(&mut self, base: &mut State<Cpu>, depth: usize) -> Result<(), fathom_model::Error> {
+        let from = base.position();
+        let tokens = self.tokens.take(depth - from);
+        let mut progress = Progress::new(tokens.len(), false);
+        prefill(&*self.loaded.model, base, &tokens, self.chunk(), &mut |done| {
+            progress.update(done, "");
+            std::ops::ControlFlow::Continue(())
+        })?;
+        progress.finish();
+        Ok(())
+    }
+
+    fn chunk(&self) -> usize {
+        self.args.options.prefill_chunk as usize
+    }
+
+    fn test(&mut self, base: &State<Cpu>, test: Test, n: usize) -> Result<(), fathom_model::Error> {
+        let model = &*self.loaded.model;
+        let mut rates = Vec::new();
+        for run in 0..=self.args.runs {
+            let mut state = model.fork(base)?;
+            let tokens = self.tokens.take(n);
+            let start = Instant::now();
+            match test {
+                Test::Prefill => {
+                    prefill(model, &mut state, &tokens, self.chunk(), &mut |_| std::ops::ControlFlow::Continue(()))?;
+                }
+                Test::Decode => {
+                    for token in &tokens {
+                        let tokens = std::slice::from_ref(token);
+                        model.forward(&mut [Segment { state: &mut state, tokens, logits: LogitsWanted::Last }])?;
+                    }
+                }
+            }
+            // The first run warms caches and brings the weights in.
+            if run > 0 {
+                rates.push(n as f64 / start.elapsed().as_secs_f64());
+            }
+        }
+        rates.sort_by(f64::total_cmp);
+        self.report(test, base.position(), n, &rates, self.cost(model, test, base.position(), n));
+        Ok(())
+    }
+
+    /// What a run needs at least.
+    fn cost(&self, model: &Model<Cpu>, test: Test, depth: usize, n: usize) -> Cost {
+        let chunk = match test {
+            Test::Prefill => self.chunk(),
+            Test::Decode => 1,
+        };
+        let int8 = self.args.options.profile == Profile::Native;
+        let mut all = Cost::default();
+        for from in (0..n).step_by(chunk) {
+            let size = chunk.min(n - from);
+            let last = matches!(test, Test::Decode) || from + size == n;
+            all += model.cost(depth + from, size, usize::from(last), int8);
+        }
+        all
+    }
+
+    fn report(&self, test: Test, depth: usize, n: usize, rates: &[f64], cost: Cost) {
+        let name = match test {
+            Test::Prefill => "prefill",
+            Test::Decode => "decode",
+        };
+        let (min, max) = (rates[0], rates[rates.len() - 1]);
+        let median = (rates[(rates.len() - 1) / 2] + rates[rates.len() / 2]) / 2.0;
+        let seconds = n as f64 / median;
+        let bandwidth = cost.bytes / self.peaks.read_bytes / seconds;
+        let compute = (cost.flops / self.peaks.f32_flops + cost.int8 / self.peaks.int8_ops) / seconds;
+        if self.args.json {
+            let each = |total: f64| (total / n as f64).round();
+            println!(
+                "{}",
+                json!({
+                    "test": name,
+                    "tokens": n,
+                    "depth": depth,
+                    "tokens_per_second": median,
+                    "min": min,
+                    "max": max,
+                    "roofline": {
+                        "bytes_per_token": each(cost.bytes),
+                        "flops_per_token": each(cost.flops + cost.int8),
+                        "int8_per_token": each(cost.int8),
+                        "fraction_of_bandwidth": bandwidth,
+                        "fraction_of_compute": compute,
+                        "machine": {
+                            "read_bytes_per_second": self.peaks.read_bytes.round(),
+                            "f32_flops_per_second": self.peaks.f32_flops.round(),
+                            "int8_ops_per_second": self.peaks.int8_ops.round(),
+                        },
+                    },
+                    "peak_rss_bytes": peak_rss(),
+                })
+            );
+        } else {
+            println!(
+                "{name:8} {:>8} {:>10} {median:>12.1} {min:>12.1} {max:>12.1} {:>9.0} % {:>6.0} % {:>12}",
+                commas(n),
+                commas(depth),
+                bandwidth * 100.0,
+                compute * 100.0,
+                peak_rss().map_or_else(|| "?".into(), human)
+            );
+        }
+    }
+}
