@@ -25,8 +25,11 @@ use int8::Quantised;
 pub(crate) const ROWS: usize = 48;
 /// Inputs that a task takes at once.
 pub(crate) const INPUTS: usize = 48;
-/// Rows of a matrix that a task multiplies with one input.
-const ROWS_OF_ONE: usize = 32;
+/// Tasks a thread that one input's rows are cut into: long straight stretches of memory, and some left to share out when
+/// another program takes a core.
+const TASKS_OF_ONE: usize = 4;
+/// Rows of a matrix that a task multiplies with one input at least, and a multiple of.
+const ROWS_OF_ONE: usize = 16;
 
 /// The left-hand side of a product.
 #[derive(Clone, Copy)]
@@ -65,6 +68,11 @@ pub(crate) fn product(
     }
 }
 
+/// Rows of a task for one input, of `rows`.
+fn rows_of_one(pool: &Pool, rows: usize) -> usize {
+    rows.div_ceil(pool.threads() * TASKS_OF_ONE).next_multiple_of(ROWS_OF_ONE)
+}
+
 /// x `[n, G·in]`, w `[G·out, in]` → y `[n, G·out]`; group g of the rows sees group g of the inputs.
 pub(crate) fn linear(
     isa: Isa,
@@ -80,7 +88,7 @@ pub(crate) fn linear(
     assert!(x.len() == n * stride && y.len() == n * outs && each * groups == outs, "linear shapes");
     let quantised = (is_int8(profile, w) && groups == 1).then(|| Quantised::new(isa, pool, x, w.cols));
     assert!(quantised.is_some() || !is_int8(profile, w), "grouped matrices are not FP4");
-    let (rows, inputs) = if n == 1 { (ROWS_OF_ONE, 1) } else { (ROWS, INPUTS) };
+    let (rows, inputs) = if n == 1 { (rows_of_one(pool, each), 1) } else { (ROWS, INPUTS) };
     let (row_tasks, input_tasks) = (each.div_ceil(rows), n.div_ceil(inputs));
     let y = Output::new(y);
     pool.each(groups * row_tasks * input_tasks, |task| {
