@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Int8Block, Kernel, Simd};
 
 /// Exists only where the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -124,20 +124,79 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_fp4(self, w: W, x: *const i8, start: *const i32) -> F {
-        // SAFETY: the caller gives 128 readable i8 and 16 readable i32; `self` proves AVX2.
-        unsafe { F(octets(w.0[0], w.0[2], x, start), octets(w.0[1], w.0[3], x.add(32), start.add(8))) }
+    unsafe fn spread_fp4(self, p: *const u8, out: *mut u8) {
+        // SAFETY: the caller gives 256 readable and 512 writable bytes; `self` proves AVX2.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(FP4_BIASED.as_ptr().cast()));
+            let low = _mm256_set1_epi8(15);
+            for half in 0..2 {
+                let mut z = [_mm256_setzero_si256(); 4];
+                for i in 0..4 {
+                    z[i] = _mm256_loadu_si256(p.add(64 * i + 32 * half).cast());
+                }
+                let (a, b) = (_mm256_unpacklo_epi32(z[0], z[1]), _mm256_unpackhi_epi32(z[0], z[1]));
+                let (c, d) = (_mm256_unpacklo_epi32(z[2], z[3]), _mm256_unpackhi_epi32(z[2], z[3]));
+                let quarters = [
+                    _mm256_unpacklo_epi64(a, c),
+                    _mm256_unpackhi_epi64(a, c),
+                    _mm256_unpacklo_epi64(b, d),
+                    _mm256_unpackhi_epi64(b, d),
+                ];
+                for t in 0..4 {
+                    let even = _mm256_shuffle_epi8(table, _mm256_and_si256(quarters[t], low));
+                    let odd = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(quarters[t]), low));
+                    _mm256_storeu_si256(out.add(128 * t + 32 * half).cast(), even);
+                    _mm256_storeu_si256(out.add(128 * t + 64 + 32 * half).cast(), odd);
+                }
+            }
+        }
     }
     #[inline(always)]
-    unsafe fn scale_fp4(self, e: *const u8) -> F {
-        // SAFETY: the caller gives 4 readable bytes; `self` proves AVX2.
+    unsafe fn dot_fp4<const R: usize, const N: usize>(
+        self,
+        w: [*const u8; R],
+        exponents: [*const u8; R],
+        x: [*const Int8Block; N],
+        sums: &mut [[F; N]; R],
+    ) {
+        // SAFETY: the caller gives 512 bytes of weights, 16 exponents and a block; `self` proves AVX2 and FMA.
         unsafe {
-            let e = _mm_slli_epi32::<23>(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(e.cast::<i32>().read_unaligned())));
-            let both = _mm256_castsi256_ps(_mm256_broadcastsi128_si256(e));
-            F(
-                _mm256_permutevar8x32_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
-                _mm256_permutevar8x32_ps(both, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3)),
-            )
+            let one = _mm256_set1_epi16(1);
+            let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            for half in 0..2 {
+                let mut dots = [[_mm256_setzero_si256(); N]; R];
+                for quarter in 0..2 {
+                    // A pair is at most 2·24·127 = 6,096 and four are added: no i16 overflows.
+                    let mut pairs = [[_mm256_setzero_si256(); N]; R];
+                    for step in 4 * quarter..4 * quarter + 4 {
+                        let at = 64 * step + 32 * half;
+                        for b in 0..N {
+                            let x = _mm256_loadu_si256((&raw const (*x[b]).integers).cast::<u8>().add(at).cast());
+                            for a in 0..R {
+                                let w = _mm256_loadu_si256(w[a].add(at).cast());
+                                pairs[a][b] = _mm256_add_epi16(pairs[a][b], _mm256_maddubs_epi16(w, x));
+                            }
+                        }
+                    }
+                    for a in 0..R {
+                        for b in 0..N {
+                            dots[a][b] = _mm256_add_epi32(dots[a][b], _mm256_madd_epi16(pairs[a][b], one));
+                        }
+                    }
+                }
+                for a in 0..R {
+                    let e = _mm_shuffle_epi8(_mm_loadu_si128(exponents[a].cast()), order);
+                    let e = if half == 0 { e } else { _mm_srli_si128::<8>(e) };
+                    let scale = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_cvtepu8_epi32(e)));
+                    for b in 0..N {
+                        let start = (&raw const (*x[b]).start).cast::<i32>().add(8 * half);
+                        let dot = _mm256_cvtepi32_ps(_mm256_add_epi32(dots[a][b], _mm256_loadu_si256(start.cast())));
+                        let x_scale = _mm256_loadu_ps((&raw const (*x[b]).scales).cast::<f32>().add(8 * half));
+                        let sum = if half == 0 { &mut sums[a][b].0 } else { &mut sums[a][b].1 };
+                        *sum = _mm256_fmadd_ps(dot, _mm256_mul_ps(x_scale, scale), *sum);
+                    }
+                }
+            }
         }
     }
     #[inline(always)]
@@ -217,19 +276,6 @@ unsafe fn bf16_8(p: *const u8) -> __m256 {
     unsafe {
         let raw = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(raw))
-    }
-}
-
-/// Eight octets of weights, 32 of even k and 32 of odd k, times int8. Each maddubs pair is at most 2·24·127 = 6,096 and two
-/// are added: no i16 overflows.
-#[inline(always)]
-unsafe fn octets(even: __m256i, odd: __m256i, x: *const i8, start: *const i32) -> __m256 {
-    // SAFETY: called from `Avx2`'s methods only, with 32 readable i8 at x and at x + 64, and 8 readable i32.
-    unsafe {
-        let even = _mm256_maddubs_epi16(even, _mm256_loadu_si256(x.cast()));
-        let odd = _mm256_maddubs_epi16(odd, _mm256_loadu_si256(x.add(64).cast()));
-        let sums = _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1));
-        _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_loadu_si256(start.cast())))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::sum4;
-use super::{Kernel, Simd};
+use super::{Int8Block, Kernel, Simd};
 
 /// Exists only where the CPU has AVX-512 F, BW, VL and VNNI.
 #[derive(Clone, Copy)]
@@ -143,21 +143,69 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_fp4(self, w: W, x: *const i8, start: *const i32) -> __m512 {
-        // SAFETY: the caller gives 128 readable i8 and 16 readable i32; `self` proves VNNI.
+    unsafe fn spread_fp4(self, p: *const u8, out: *mut u8) {
+        // SAFETY: the caller gives 256 readable and 512 writable bytes; `self` proves AVX-512 BW.
         unsafe {
-            let start = _mm512_loadu_si512(start.cast());
-            let even = _mm512_dpbusd_epi32(start, w.0, _mm512_loadu_si512(x.cast()));
-            _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(even, w.1, _mm512_loadu_si512(x.add(64).cast())))
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(FP4_BIASED.as_ptr().cast()));
+            let low = _mm512_set1_epi8(15);
+            let mut z = [_mm512_setzero_si512(); 4];
+            for i in 0..4 {
+                z[i] = _mm512_loadu_si512(p.add(64 * i).cast());
+            }
+            let (a, b) = (_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpackhi_epi32(z[0], z[1]));
+            let (c, d) = (_mm512_unpacklo_epi32(z[2], z[3]), _mm512_unpackhi_epi32(z[2], z[3]));
+            let quarters = [
+                _mm512_unpacklo_epi64(a, c),
+                _mm512_unpackhi_epi64(a, c),
+                _mm512_unpacklo_epi64(b, d),
+                _mm512_unpackhi_epi64(b, d),
+            ];
+            for t in 0..4 {
+                let even = _mm512_shuffle_epi8(table, _mm512_and_si512(quarters[t], low));
+                let odd = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16::<4>(quarters[t]), low));
+                _mm512_storeu_si512(out.add(128 * t).cast(), even);
+                _mm512_storeu_si512(out.add(128 * t + 64).cast(), odd);
+            }
         }
     }
     #[inline(always)]
-    unsafe fn scale_fp4(self, e: *const u8) -> __m512 {
-        // SAFETY: the caller gives 4 readable bytes; `self` proves AVX-512 F.
+    unsafe fn dot_fp4<const R: usize, const N: usize>(
+        self,
+        w: [*const u8; R],
+        exponents: [*const u8; R],
+        x: [*const Int8Block; N],
+        sums: &mut [[__m512; N]; R],
+    ) {
+        // SAFETY: the caller gives 512 bytes of weights, 16 exponents and a block; `self` proves VNNI.
         unsafe {
-            let e = _mm_slli_epi32::<23>(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(e.cast::<i32>().read_unaligned())));
-            let octets = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-            _mm512_permutexvar_ps(octets, _mm512_castps128_ps512(_mm_castsi128_ps(e)))
+            let mut dots = [[_mm512_setzero_si512(); N]; R];
+            for b in 0..N {
+                let start = _mm512_loadu_si512((&raw const (*x[b]).start).cast());
+                for a in 0..R {
+                    dots[a][b] = start;
+                }
+            }
+            for step in 0..8 {
+                let mut weights = [_mm512_setzero_si512(); R];
+                for a in 0..R {
+                    weights[a] = _mm512_loadu_si512(w[a].add(64 * step).cast());
+                }
+                for b in 0..N {
+                    let x = _mm512_loadu_si512((&raw const (*x[b]).integers).cast::<u8>().add(64 * step).cast());
+                    for a in 0..R {
+                        dots[a][b] = _mm512_dpbusd_epi32(dots[a][b], weights[a], x);
+                    }
+                }
+            }
+            let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            for a in 0..R {
+                let e = _mm_shuffle_epi8(_mm_loadu_si128(exponents[a].cast()), order);
+                let scale = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_cvtepu8_epi32(e)));
+                for b in 0..N {
+                    let scale = _mm512_mul_ps(_mm512_loadu_ps((&raw const (*x[b]).scales).cast()), scale);
+                    sums[a][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[a][b]), scale, sums[a][b]);
+                }
+            }
         }
     }
     #[inline(always)]

@@ -28,6 +28,24 @@ pub(crate) const LANES: usize = 16;
 /// FP4 weights are fed to integer products as `2·value + FP4_BIAS`, which is never negative.
 pub(crate) const FP4_BIAS: i32 = 12;
 
+/// 512 columns of an input rounded to int8 in groups of 32, laid out for [`Simd::dot_fp4`]: a lane has a group, and four
+/// of its columns at a time lie in the lane's 32 bits.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Int8Block {
+    /// `[2t + odd][4·lane + i]` is column `8t + 2i + odd` of the lane's group: see [`lane_of_group`].
+    pub integers: [[i8; 64]; 8],
+    /// `−FP4_BIAS · Σ` of each lane.
+    pub start: [i32; LANES],
+    /// Each lane's scale, halved, because FP4 comes doubled.
+    pub scales: [f32; LANES],
+}
+
+/// The lane that has group g of a block's sixteen: as four registers' 32-bit parts fall when they are transposed.
+pub(crate) const fn lane_of_group(g: usize) -> usize {
+    4 * (g % 4) + g / 4
+}
+
 /// Sixteen f32 lanes and what can be done with them.
 ///
 /// # Safety
@@ -81,11 +99,18 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_fp4(self, p: *const u8) -> Self::W;
     /// Writes the 128 bytes: those of even k, then those of odd k.
     unsafe fn store_fp4(self, p: *mut u8, w: Self::W);
-    /// Integer products of 128 weights and 128 int8 (64 of even k, then 64 of odd k): lane j has the sum over
-    /// k in `[8j, 8j+8)` of `2·weight · x`, as f32. `start` has `−FP4_BIAS · Σ x` of each octet, 16 i32.
-    unsafe fn dot_fp4(self, w: Self::W, x: *const i8, start: *const i32) -> Self::F;
-    /// Four scales, of 32 columns each, to the lanes of their octets: `2^(e[j/4] − 127)`, 0 where e is 0.
-    unsafe fn scale_fp4(self, e: *const u8) -> Self::F;
+    /// Reads 512 FP4 weights (256 bytes) and writes them as bytes `2·value + FP4_BIAS`, in the order of
+    /// [`Int8Block::integers`].
+    unsafe fn spread_fp4(self, p: *const u8, out: *mut u8);
+    /// Adds to `sums[a][b]` the products of row a's 512 weights with input b: each lane its group of 32 columns, exact in
+    /// integers, times both scales, fused. `w` is what [`Simd::spread_fp4`] wrote, `exponents` the 16 UE8M0 scales.
+    unsafe fn dot_fp4<const R: usize, const N: usize>(
+        self,
+        w: [*const u8; R],
+        exponents: [*const u8; R],
+        x: [*const Int8Block; N],
+        sums: &mut [[Self::F; N]; R],
+    );
 
     /// Integer products of one FP4 index query with sixteen keys, over one group of 32 dims: lane e has
     /// `Σ_k key[e][k]·q[k]`, both as doubled integers, as f32. `keys` is `[8][16 keys][4]`, biased by [`FP4_BIAS`]; `q`

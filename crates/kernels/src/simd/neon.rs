@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Kernel, Simd};
+use super::{Int8Block, Kernel, Simd};
 
 /// NEON, which every aarch64 target of ours has.
 #[derive(Clone, Copy)]
@@ -134,33 +134,65 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn dot_fp4(self, w: W, x: *const i8, start: *const i32) -> F {
-        // SAFETY: the caller gives 128 readable i8 and 16 readable i32.
+    unsafe fn spread_fp4(self, p: *const u8, out: *mut u8) {
+        // SAFETY: the caller gives 256 readable and 512 writable bytes.
         unsafe {
-            let mut out = [vdupq_n_f32(0.0); 4];
-            for (i, out) in out.iter_mut().enumerate() {
-                let (even, odd) = (vreinterpretq_s8_u8(w.0[i]), vreinterpretq_s8_u8(w.0[4 + i]));
-                let (x_even, x_odd) = (vld1q_s8(x.add(16 * i)), vld1q_s8(x.add(64 + 16 * i)));
-                // A product is at most 24·127 = 3,048 and two are added: no i16 overflows.
-                let low = vmull_s8(vget_low_s8(even), vget_low_s8(x_even));
-                let low = vmlal_s8(low, vget_low_s8(odd), vget_low_s8(x_odd));
-                let high = vmull_s8(vget_high_s8(even), vget_high_s8(x_even));
-                let high = vmlal_s8(high, vget_high_s8(odd), vget_high_s8(x_odd));
-                let octets = vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
-                *out = vcvtq_f32_s32(vaddq_s32(octets, load_i32(start.add(4 * i))));
+            let (table, low) = (vld1q_u8(FP4_BIASED.as_ptr()), vdupq_n_u8(15));
+            for quarter in 0..4 {
+                // Groups quarter, quarter + 4, … : their first 32 bits, then their next, and so on.
+                let mut z = [vdupq_n_u32(0); 4];
+                for (i, z) in z.iter_mut().enumerate() {
+                    *z = vreinterpretq_u32_u8(vld1q_u8(p.add(64 * i + 16 * quarter)));
+                }
+                let (a, b) = (vzip1q_u32(z[0], z[2]), vzip2q_u32(z[0], z[2]));
+                let (c, d) = (vzip1q_u32(z[1], z[3]), vzip2q_u32(z[1], z[3]));
+                let parts = [vzip1q_u32(a, c), vzip2q_u32(a, c), vzip1q_u32(b, d), vzip2q_u32(b, d)];
+                for (t, part) in parts.into_iter().enumerate() {
+                    let codes = vreinterpretq_u8_u32(part);
+                    let at = out.add(128 * t + 16 * quarter);
+                    vst1q_u8(at, vqtbl1q_u8(table, vandq_u8(codes, low)));
+                    vst1q_u8(at.add(64), vqtbl1q_u8(table, vshrq_n_u8::<4>(codes)));
+                }
             }
-            out
         }
     }
     #[inline(always)]
-    unsafe fn scale_fp4(self, e: *const u8) -> F {
-        // SAFETY: the caller gives 4 readable bytes.
+    unsafe fn dot_fp4<const R: usize, const N: usize>(
+        self,
+        w: [*const u8; R],
+        exponents: [*const u8; R],
+        x: [*const Int8Block; N],
+        sums: &mut [[F; N]; R],
+    ) {
+        // SAFETY: the caller gives 512 bytes of weights, 16 exponents and a block.
         unsafe {
-            let mut out = [vdupq_n_f32(0.0); 4];
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = vdupq_n_f32(f32::from_bits(u32::from(*e.add(i)) << 23));
+            for quarter in 0..4 {
+                for a in 0..R {
+                    let mut scale = [0f32; 4];
+                    for (i, scale) in scale.iter_mut().enumerate() {
+                        *scale = f32::from_bits(u32::from(*exponents[a].add(4 * i + quarter)) << 23);
+                    }
+                    let scale = vld1q_f32(scale.as_ptr());
+                    for b in 0..N {
+                        let mut dot = load_i32((&raw const (*x[b]).start).cast::<i32>().add(4 * quarter));
+                        for steps in [0, 4] {
+                            // A product is at most 24·127 = 3,048 and eight are added: no i16 overflows.
+                            let (mut low, mut high) = (vdupq_n_s16(0), vdupq_n_s16(0));
+                            for step in steps..steps + 4 {
+                                let at = 64 * step + 16 * quarter;
+                                let w = vreinterpretq_s8_u8(vld1q_u8(w[a].add(at)));
+                                let x = vld1q_s8((&raw const (*x[b]).integers).cast::<i8>().add(at));
+                                low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(x));
+                                high = vmlal_s8(high, vget_high_s8(w), vget_high_s8(x));
+                            }
+                            dot = vaddq_s32(dot, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+                        }
+                        let x_scale = vld1q_f32((&raw const (*x[b]).scales).cast::<f32>().add(4 * quarter));
+                        let sum = &mut sums[a][b][quarter];
+                        *sum = vfmaq_f32(*sum, vcvtq_f32_s32(dot), vmulq_f32(x_scale, scale));
+                    }
+                }
             }
-            out
         }
     }
     #[inline(always)]

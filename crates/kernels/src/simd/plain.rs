@@ -1,6 +1,6 @@
 //! Plain Rust: what every machine can run, and what the other instruction sets must match.
 
-use super::{FP4_BIAS, LANES, Simd};
+use super::{FP4_BIAS, Int8Block, LANES, Simd, lane_of_group};
 
 /// No instruction set in particular.
 #[derive(Clone, Copy)]
@@ -114,20 +114,42 @@ impl Simd for Plain {
         w
     }
     #[inline(always)]
-    unsafe fn dot_fp4(self, w: [u8; 128], x: *const i8, start: *const i32) -> F {
-        // SAFETY: the caller gives 128 readable i8 and 16 readable i32.
-        let (x, start) =
-            unsafe { (x.cast::<[i8; 128]>().read_unaligned(), start.cast::<[i32; LANES]>().read_unaligned()) };
-        std::array::from_fn(|lane| {
-            let octet = (4 * lane..4 * lane + 4).chain(64 + 4 * lane..64 + 4 * lane + 4);
-            (octet.map(|i| i32::from(w[i]) * i32::from(x[i])).sum::<i32>() + start[lane]) as f32
-        })
+    unsafe fn spread_fp4(self, p: *const u8, out: *mut u8) {
+        // SAFETY: the caller gives 256 readable and 512 writable bytes.
+        let (codes, out) = unsafe { (&*p.cast::<[[u8; 16]; LANES]>(), &mut *out.cast::<[[u8; 64]; 8]>()) };
+        for (group, codes) in codes.iter().enumerate() {
+            for k in 0..32 {
+                let code = codes[k / 2] >> (4 * (k % 2)) & 15;
+                let at = 4 * lane_of_group(group) + k % 8 / 2;
+                out[k / 8 * 2 + k % 2][at] = (i32::from(FP4_DOUBLED[usize::from(code)]) + FP4_BIAS) as u8;
+            }
+        }
     }
     #[inline(always)]
-    unsafe fn scale_fp4(self, e: *const u8) -> F {
-        // SAFETY: the caller gives 4 readable bytes.
-        let e = unsafe { e.cast::<[u8; 4]>().read() };
-        std::array::from_fn(|lane| f32::from_bits(u32::from(e[lane / 4]) << 23))
+    unsafe fn dot_fp4<const R: usize, const N: usize>(
+        self,
+        w: [*const u8; R],
+        exponents: [*const u8; R],
+        x: [*const Int8Block; N],
+        sums: &mut [[F; N]; R],
+    ) {
+        for a in 0..R {
+            // SAFETY: the caller gives 512 bytes of weights, 16 exponents and a block.
+            let (w, e) = unsafe { (&*w[a].cast::<[[u8; 64]; 8]>(), &*exponents[a].cast::<[u8; LANES]>()) };
+            for b in 0..N {
+                // SAFETY: as above.
+                let x = unsafe { &*x[b] };
+                for group in 0..LANES {
+                    let lane = lane_of_group(group);
+                    let dot: i32 = (0..32)
+                        .map(|k| (k / 4, 4 * lane + k % 4))
+                        .map(|(step, i)| i32::from(w[step][i]) * i32::from(x.integers[step][i]))
+                        .sum();
+                    let scale = x.scales[lane] * f32::from_bits(u32::from(e[group]) << 23);
+                    sums[a][b][lane] = ((dot + x.start[lane]) as f32).mul_add(scale, sums[a][b][lane]);
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn store_fp4(self, p: *mut u8, w: [u8; 128]) {

@@ -35,7 +35,10 @@ struct All<'a> {
     c: &'a [f32],
     bytes: &'a [u8],
     q: &'a [i8],
-    bias: &'a [i32],
+    bias: i32,
+    codes: &'a [u8],
+    exponents: &'a [u8],
+    blocks: &'a [Int8Block; 3],
 }
 
 impl Kernel for All<'_> {
@@ -66,10 +69,20 @@ impl Kernel for All<'_> {
             put(s.splat(s.sum(a)));
             put(s.load_bf16(self.bytes.as_ptr().add(1)));
             put(s.load_fp8(self.bytes.as_ptr().add(3)));
-            let w = s.load_fp4(self.bytes.as_ptr().add(5));
-            put(s.dot_fp4(w, self.q.as_ptr().add(1), self.bias.as_ptr()));
-            put(s.scale_fp4(self.bytes.as_ptr().add(7)));
-            put(s.dot_index(self.bytes.as_ptr().add(96), self.q.as_ptr().add(481), self.bias[0]));
+            let mut weights = [[0; 512]; 2];
+            s.spread_fp4(self.codes.as_ptr().add(1), weights[0].as_mut_ptr());
+            s.spread_fp4(self.codes.as_ptr().add(2), weights[1].as_mut_ptr());
+            let mut sums = [[a, b, c], [c, b, a]];
+            let w = [weights[0].as_ptr(), weights[1].as_ptr()];
+            let e = [self.exponents.as_ptr(), self.exponents.as_ptr().add(1)];
+            s.dot_fp4(
+                w,
+                e,
+                [&raw const self.blocks[0], &raw const self.blocks[1], &raw const self.blocks[2]],
+                &mut sums,
+            );
+            sums.into_iter().flatten().for_each(&mut put);
+            put(s.dot_index(self.bytes.as_ptr().add(96), self.q.as_ptr().add(1), self.bias));
             put(s.splat(s.ge(a, b) as f32));
         }
         out
@@ -94,16 +107,20 @@ fn primitives_match_plain() {
         bytes.extend(
             (0..512).map(|_| [12, 13, 14, 15, 16, 18, 20, 24, 11, 10, 9, 8, 6, 4, 0][random.byte() as usize % 15]),
         );
-        let largest = if round % 2 == 0 { 127 } else { 12 };
-        let q: Vec<i8> =
-            (0..513).map(|_| ((random.byte() as i32 - 128).clamp(-127, 127) * largest / 127) as i8).collect();
-        let q = if largest == 12 {
-            q
-        } else {
-            q.iter().enumerate().map(|(i, &v)| if i < 129 { v } else { v / 11 }).collect()
-        };
-        let bias: Vec<i32> = (0..16).map(|_| random.byte() as i32 * 37 - 4000).collect();
-        let run = |isa: Isa| isa.run(All { a: &a, b: &b, c: &c, bytes: &bytes, q: &q, bias: &bias });
+        let q: Vec<i8> = (0..33).map(|_| (i32::from(random.byte()) % 25 - 12) as i8).collect();
+        let bias = i32::from(random.byte()) * 37 - 4000;
+        let blocks: [Int8Block; 3] = std::array::from_fn(|_| Int8Block {
+            // The largest of all, in one round: nothing inside may overflow.
+            integers: std::array::from_fn(|_| {
+                std::array::from_fn(|_| if round == 0 { 127 } else { (random.byte() as i8).max(-127) })
+            }),
+            start: std::array::from_fn(|_| i32::from(random.byte()) * 37 - 4000),
+            scales: random.floats(LANES).try_into().expect("sixteen"),
+        });
+        let codes = if round == 0 { vec![0x77; 258] } else { random.bytes(258) };
+        let exponents: Vec<u8> = (0..17).map(|_| 100 + random.byte() % 50).collect();
+        let (bytes, q, codes, exponents) = (&bytes, &q, &codes, &exponents);
+        let run = |isa: Isa| isa.run(All { a: &a, b: &b, c: &c, bytes, q, bias, codes, exponents, blocks: &blocks });
         let want = run(Isa::Plain(Plain));
         for isa in Isa::available() {
             assert_eq!(run(isa), want, "{} in round {round}", isa.name());

@@ -1,42 +1,33 @@
 //! FP4 weights times int8 inputs, exact in integers.
 //!
-//! An input is rounded in groups of 32 columns, `q = round(x · 127/amax)`, scale amax/127. Lane j takes the columns of
-//! octet j of every 128: its integer sum times both scales is added with fused multiply-add, blocks of 128 ascending;
-//! then the lanes fold. Columns after the last are zero.
+//! An input is rounded in groups of 32 columns, `q = round(x · 127/amax)`, scale amax/127. Of 512 columns each of the
+//! sixteen lanes takes a group (which: [`lane_of_group`]): its integer sum times both scales is added with fused
+//! multiply-add, blocks of 512 ascending; then the lanes fold. Columns after the last are zero.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
-use super::decode::row;
+use super::decode::{Row, row};
 use super::gemv::ahead;
 use crate::formats::ROUND;
 use crate::pool::{Output, Pool};
-use crate::simd::{FP4_BIAS, Isa, Kernel, LANES, Simd};
+use crate::simd::{FP4_BIAS, Int8Block, Isa, Kernel, LANES, Simd, lane_of_group};
 use crate::{Buffer, Matrix};
 
 /// Columns multiplied at once.
-const BLOCK: usize = 128;
+const BLOCK: usize = 512;
 const GROUP: usize = 32;
+/// Groups of a block.
+const GROUPS: usize = BLOCK / GROUP;
 
-/// 128 columns of a rounded input, as [`Simd::dot_fp4`] takes them.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Block {
-    /// 64 of even k, then 64 of odd k.
-    integers: [i8; BLOCK],
-    /// `−FP4_BIAS · Σ` of each octet.
-    start: [i32; LANES],
-    /// Each octet's scale, halved, because FP4 comes doubled.
-    scales: [f32; LANES],
-}
-
-const ZERO: Block = Block { integers: [0; BLOCK], start: [0; LANES], scales: [0.0; LANES] };
+const ZERO: Int8Block = Int8Block { integers: [[0; 64]; 8], start: [0; LANES], scales: [0.0; LANES] };
 
 /// Rounded inputs.
 pub(crate) struct Quantised {
     /// Blocks of an input.
     width: usize,
     /// `[n, width]`.
-    blocks: Vec<Block>,
+    blocks: Vec<Int8Block>,
 }
 
 impl Quantised {
@@ -57,14 +48,14 @@ impl Quantised {
 
     /// Bytes that [`Quantised::new`] takes for `n` inputs.
     pub(crate) const fn bytes(n: usize, cols: usize) -> usize {
-        n * cols.div_ceil(BLOCK) * size_of::<Block>()
+        n * cols.div_ceil(BLOCK) * size_of::<Int8Block>()
     }
 }
 
 /// Rounds one input.
 struct Round<'a> {
     x: &'a [f32],
-    out: &'a mut [Block],
+    out: &'a mut [Int8Block],
 }
 
 impl Kernel for Round<'_> {
@@ -72,7 +63,7 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (i, x) in self.x.chunks(GROUP).enumerate() {
-            let (block, group) = (&mut self.out[i / 4], i % 4);
+            let (block, lane) = (&mut self.out[i / GROUPS], lane_of_group(i % GROUPS));
             let mut padded = [0.0; GROUP];
             padded[..x.len()].copy_from_slice(x);
             let mut rounded = [0.0f32; GROUP];
@@ -84,21 +75,22 @@ impl Kernel for Round<'_> {
                 let size = s.max(s.max(x[0], s.sub(zero, x[0])), zero);
                 s.store(sizes.as_mut_ptr(), s.max(s.max(x[1], s.sub(zero, x[1])), size));
                 let largest = sizes.iter().fold(0.0f32, |a, &v| if v > a { v } else { a });
-                block.scales[4 * group..][..4].fill(largest / 127.0 * 0.5);
+                block.scales[lane] = largest / 127.0 * 0.5;
                 let factor = s.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
                 // The integer stands in the low bits.
                 let magic = s.splat(ROUND);
                 s.store(rounded.as_mut_ptr(), s.add(s.mul(x[0], factor), magic));
                 s.store(rounded.as_mut_ptr().add(LANES), s.add(s.mul(x[1], factor), magic));
             }
-            let mut sums = [0i32; 4];
-            for i in 0..GROUP / 2 {
-                let (even, odd) = (rounded[2 * i].to_bits() as i8, rounded[2 * i + 1].to_bits() as i8);
-                block.integers[16 * group + i] = even;
-                block.integers[64 + 16 * group + i] = odd;
-                sums[i / 4] -= FP4_BIAS * (i32::from(even) + i32::from(odd));
+            let mut sum = 0;
+            for (step, x) in rounded.chunks_exact(8).enumerate() {
+                for (k, x) in x.iter().enumerate() {
+                    let q = x.to_bits() as i8;
+                    block.integers[2 * step + k % 2][4 * lane + k / 2] = q;
+                    sum += i32::from(q);
+                }
             }
-            block.start[4 * group..][..4].copy_from_slice(&sums);
+            block.start[lane] = -FP4_BIAS * sum;
         }
     }
 }
@@ -112,113 +104,164 @@ pub(super) struct Product<'a> {
     pub out: &'a mut [f32],
 }
 
+/// A block of a row's weights, as [`Simd::spread_fp4`] writes them.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Spread([u8; BLOCK]);
+
+thread_local! {
+    /// Some rows' weights, spread out.
+    static SPREAD: RefCell<Vec<Spread>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Kernel for Product<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let mut i = 0;
-        while i < self.picks.len() {
-            let left = self.picks.len() - i;
-            // As many sums as there are registers for, the decoded weights beside them.
-            i += match left {
-                6.. if S::WIDE => self.inputs::<S, 2, 6>(s, i),
-                4.. => self.inputs::<S, 1, 4>(s, i),
-                2.. => self.inputs::<S, 2, 2>(s, i),
-                _ => self.inputs::<S, 4, 1>(s, i),
+        if self.picks.len() == 1 {
+            return self.one(s);
+        }
+        // Taken out, not borrowed: a closure would not have the instruction set's features.
+        let mut spread = SPREAD.take();
+        if S::WIDE {
+            self.all::<S, 4, 4>(s, &mut spread)
+        } else {
+            self.all::<S, 2, 3>(s, &mut spread)
+        }
+        SPREAD.set(spread);
+    }
+}
+
+/// Some rows of a matrix, and those of their columns that fill no block, filled up with zeros under scales of one.
+struct Rows<'a, const R: usize> {
+    rows: [Row<'a>; R],
+    whole: usize,
+    codes: [[u8; BLOCK / 2]; R],
+    exponents: [[u8; GROUPS]; R],
+}
+
+impl<'a, const R: usize> Rows<'a, R> {
+    #[inline(always)]
+    fn new(w: &'a Matrix<Buffer>, from: usize) -> Self {
+        let mut rows = [row(w, from); R];
+        let (mut codes, mut exponents) = ([[0; BLOCK / 2]; R], [[127; GROUPS]; R]);
+        let whole = w.cols / BLOCK;
+        for a in 0..R {
+            rows[a] = row(w, from + a);
+            if !w.cols.is_multiple_of(BLOCK) {
+                let (data, scales) = (&rows[a].data[whole * BLOCK / 2..], &rows[a].scales[whole * GROUPS..]);
+                codes[a][..data.len()].copy_from_slice(data);
+                exponents[a][..scales.len()].copy_from_slice(scales);
             }
         }
+        Rows { rows, whole, codes, exponents }
+    }
+
+    /// Row a's weights in a block, spread out.
+    #[inline(always)]
+    fn spread<S: Simd>(&self, s: S, a: usize, block: usize, out: &mut Spread) {
+        let codes =
+            if block < self.whole { &self.rows[a].data[block * BLOCK / 2..][..BLOCK / 2] } else { &self.codes[a] };
+        // SAFETY: 256 bytes, and room for 512.
+        unsafe { s.spread_fp4(codes.as_ptr(), out.0.as_mut_ptr()) }
+    }
+
+    /// Row a's scales in a block.
+    #[inline(always)]
+    fn exponents(&self, a: usize, block: usize) -> &[u8] {
+        if block < self.whole { &self.rows[a].scales[block * GROUPS..][..GROUPS] } else { &self.exponents[a] }
     }
 }
 
 impl Product<'_> {
-    /// All rows, R at once, times N inputs from pick i on.
+    /// All rows, R at once, times all inputs, N at once.
     #[inline(always)]
-    fn inputs<S: Simd, const R: usize, const N: usize>(&mut self, s: S, i: usize) -> usize {
+    fn all<S: Simd, const R: usize, const N: usize>(&mut self, s: S, spread: &mut Vec<Spread>) {
         let mut j = 0;
         while j < self.rows.len() {
             if j + R <= self.rows.len() {
-                self.tile::<S, R, N>(s, j, i);
+                self.some::<S, R, N>(s, j, spread);
                 j += R;
             } else {
-                self.tile::<S, 1, N>(s, j, i);
+                self.some::<S, 1, N>(s, j, spread);
                 j += 1;
             }
         }
-        N
     }
 
-    /// Rows from j on times inputs from pick i on.
+    /// R rows from j on times all inputs.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const N: usize>(&mut self, s: S, j: usize, i: usize) {
-        let Quantised { width, blocks } = self.x;
-        let mut inputs = [std::ptr::null::<Block>(); N];
-        for b in 0..N {
-            let pick = self.picks[i + b] as usize;
-            inputs[b] = blocks[pick * width..(pick + 1) * width].as_ptr();
-        }
-        let mut rows = [row(self.w, self.rows.start + j); R];
-        for a in 1..R {
-            rows[a] = row(self.w, self.rows.start + j + a);
-        }
-        let whole = self.w.cols / BLOCK;
-        let mut sums = [[s.splat(0.0); N]; R];
-        for block in 0..whole {
-            // SAFETY: every row has 64 code bytes of this block.
-            let codes = std::array::from_fn(|a| unsafe { rows[a].data.as_ptr().add(block * BLOCK / 2) });
-            // SAFETY: and 4 exponents.
-            let exponents = std::array::from_fn(|a| unsafe { rows[a].scales.as_ptr().add(block * 4) });
-            if N == 1 {
-                ahead(s, rows[0].data, block * BLOCK / 2 * R, BLOCK / 2 * R);
-            }
-            // SAFETY: as above, and every input has this block.
-            unsafe { add::<S, R, N>(s, codes, exponents, &inputs, block, &mut sums) };
-        }
-        if whole < *width {
-            // A short block: its missing columns are zeros under scales of one.
-            let (mut codes, mut exponents) = ([[0; BLOCK / 2]; R], [[127; 4]; R]);
+    fn some<S: Simd, const R: usize, const N: usize>(&mut self, s: S, j: usize, spread: &mut Vec<Spread>) {
+        let rows = Rows::<R>::new(self.w, self.rows.start + j);
+        spread.resize(R * self.x.width, Spread([0; BLOCK]));
+        for block in 0..self.x.width {
             for a in 0..R {
-                let (data, scales) = (&rows[a].data[whole * BLOCK / 2..], &rows[a].scales[whole * 4..]);
-                codes[a][..data.len()].copy_from_slice(data);
-                exponents[a][..scales.len()].copy_from_slice(scales);
+                rows.spread(s, a, block, &mut spread[block * R + a]);
             }
-            let (codes, exponents) = (codes.each_ref().map(|c| c.as_ptr()), exponents.each_ref().map(|e| e.as_ptr()));
-            // SAFETY: 64 code bytes and 4 exponents each, and every input has this block.
-            unsafe { add::<S, R, N>(s, codes, exponents, &inputs, whole, &mut sums) };
+        }
+        let mut i = 0;
+        while i < self.picks.len() {
+            if i + N <= self.picks.len() {
+                self.tile::<S, R, N>(s, j, i, &rows, spread);
+                i += N;
+            } else {
+                self.tile::<S, R, 1>(s, j, i, &rows, spread);
+                i += 1;
+            }
+        }
+    }
+
+    /// All rows times one input: no weights are kept.
+    #[inline(always)]
+    fn one<S: Simd>(&mut self, s: S) {
+        let blocks = self.x.width;
+        let input = &self.x.blocks[self.picks[0] as usize * blocks..][..blocks];
+        let mut spread = Spread([0; BLOCK]);
+        for j in 0..self.rows.len() {
+            let row = Rows::<1>::new(self.w, self.rows.start + j);
+            let mut sum = [[s.splat(0.0)]];
+            for (block, x) in input.iter().enumerate() {
+                ahead(s, row.rows[0].data, block * BLOCK / 2, BLOCK / 2);
+                row.spread(s, 0, block, &mut spread);
+                // SAFETY: 512 weights, 16 exponents and a block.
+                unsafe {
+                    s.dot_fp4([spread.0.as_ptr()], [row.exponents(0, block).as_ptr()], [&raw const *x], &mut sum)
+                };
+            }
+            self.out[j] = s.sum(sum[0][0]);
+        }
+    }
+
+    /// R rows from j on times N inputs from pick i on.
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const N: usize>(
+        &mut self,
+        s: S,
+        j: usize,
+        i: usize,
+        rows: &Rows<'_, R>,
+        spread: &[Spread],
+    ) {
+        let Quantised { width: blocks, blocks: inputs } = self.x;
+        let mut from = [&inputs[..0]; N];
+        for b in 0..N {
+            from[b] = &inputs[self.picks[i + b] as usize * blocks..][..*blocks];
+        }
+        let mut sums = [[s.splat(0.0); N]; R];
+        for block in 0..*blocks {
+            let (mut w, mut e, mut x) = ([std::ptr::null(); R], [std::ptr::null(); R], [std::ptr::null(); N]);
+            for b in 0..N {
+                x[b] = &raw const from[b][block];
+            }
+            for a in 0..R {
+                (w[a], e[a]) = (spread[block * R + a].0.as_ptr(), rows.exponents(a, block).as_ptr());
+            }
+            // SAFETY: 512 weights and 16 exponents of each row, and a block of each input.
+            unsafe { s.dot_fp4(w, e, x, &mut sums) };
         }
         for a in 0..R {
             for b in 0..N {
                 self.out[(i + b) * self.rows.len() + j + a] = s.sum(sums[a][b]);
-            }
-        }
-    }
-}
-
-/// Adds the products of one block.
-///
-/// # Safety
-/// 64 readable bytes at all `codes`, 4 at all `exponents`, and `inputs` have that block.
-#[inline(always)]
-unsafe fn add<S: Simd, const R: usize, const N: usize>(
-    s: S,
-    codes: [*const u8; R],
-    exponents: [*const u8; R],
-    inputs: &[*const Block; N],
-    block: usize,
-    sums: &mut [[S::F; N]; R],
-) {
-    // SAFETY: by the caller's word.
-    unsafe {
-        // Loops, not `map`: a closure would not have the instruction set's features.
-        let (mut w, mut scales) = ([s.load_fp4(codes[0]); R], [s.scale_fp4(exponents[0]); R]);
-        for a in 1..R {
-            (w[a], scales[a]) = (s.load_fp4(codes[a]), s.scale_fp4(exponents[a]));
-        }
-        for b in 0..N {
-            let x = inputs[b].add(block);
-            let x_scales = s.load((&raw const (*x).scales).cast());
-            for a in 0..R {
-                let dot = s.dot_fp4(w[a], (&raw const (*x).integers).cast(), (&raw const (*x).start).cast());
-                sums[a][b] = s.fma(dot, s.mul(x_scales, scales[a]), sums[a][b]);
             }
         }
     }

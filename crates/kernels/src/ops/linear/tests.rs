@@ -47,6 +47,7 @@ fn every_variant_is_the_reference() {
         (Format::Fp4, 100, 256, 1),
         (Format::Fp4, 51, 160, 1),
         (Format::Fp4, 9, 32, 1),
+        (Format::Fp4, 13, 1184, 1),
     ] {
         let w = random_matrix(&mut random, format, rows, cols);
         for n in [1, 2, 5, 70] {
