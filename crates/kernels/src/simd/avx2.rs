@@ -100,6 +100,27 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn sum4(self, v: [F; 4]) -> [f32; 4] {
+        // SAFETY: `self` proves AVX.
+        unsafe {
+            let mut eight = [_mm256_setzero_ps(); 4];
+            for i in 0..4 {
+                eight[i] = _mm256_add_ps(v[i].0, v[i].1);
+            }
+            // Two vectors' low halves side by side, and their high halves.
+            let a = fold4(eight[0], eight[1]);
+            let b = fold4(eight[2], eight[3]);
+            let two = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b));
+            let one = _mm256_add_ps(two, _mm256_shuffle_ps::<0xB1>(two, two));
+            // Of v[0], v[0], v[2], v[2], v[1], v[1], v[3], v[3].
+            let (low, high) = (_mm256_castps256_ps128(one), _mm256_extractf128_ps::<1>(one));
+            let mut out = [0.0; 4];
+            let pairs = _mm_shuffle_ps::<0x88>(low, high); // 0, 2, 1, 3
+            _mm_storeu_ps(out.as_mut_ptr(), _mm_shuffle_ps::<0xD8>(pairs, pairs));
+            out
+        }
+    }
+    #[inline(always)]
     unsafe fn load_fp4(self, p: *const u8) -> W {
         // SAFETY: the caller gives 64 readable bytes; `self` proves AVX2.
         unsafe {
@@ -298,6 +319,13 @@ unsafe fn pow2_8(n: __m256) -> __m256 {
 unsafe fn keep_ge8(x: __m256, bound: __m256, v: __m256) -> __m256 {
     // SAFETY: called from `Avx2`'s methods only.
     unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, bound), v) }
+}
+
+/// 8 → 4 of two vectors: a's four, then b's.
+#[inline(always)]
+unsafe fn fold4(a: __m256, b: __m256) -> __m256 {
+    // SAFETY: called from `Avx2`'s methods only.
+    unsafe { _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)) }
 }
 
 /// 4 → 2 → 1.

@@ -122,6 +122,21 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn sum4(self, v: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe {
+            let a = fold8(v[0], v[1]);
+            let b = fold8(v[2], v[3]);
+            let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
+            let two = _mm512_add_ps(four, _mm512_shuffle_ps::<0x4E>(four, four));
+            let one = _mm512_add_ps(two, _mm512_shuffle_ps::<0xB1>(two, two));
+            let mut out = [0.0; 4];
+            let first = _mm512_maskz_compress_ps(0x1111, one);
+            _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(first));
+            out
+        }
+    }
+    #[inline(always)]
     unsafe fn load_fp4(self, p: *const u8) -> W {
         // SAFETY: the caller gives 64 readable bytes; `self` proves AVX-512 BW.
         unsafe {
@@ -249,4 +264,11 @@ impl Simd for Avx512 {
         // SAFETY: `self` proves AVX-512 F.
         unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b)) }
     }
+}
+
+/// 16 → 8 of two vectors: a's eight, then b's.
+#[inline(always)]
+unsafe fn fold8(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: called from `Avx512`'s methods only.
+    unsafe { _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b)) }
 }

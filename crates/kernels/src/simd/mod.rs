@@ -94,6 +94,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn keep_ge(self, x: Self::F, bound: Self::F, v: Self::F) -> Self::F;
     /// The sum, in the tree of the module's text.
     fn sum(self, v: Self::F) -> f32;
+    /// Four sums, each in that tree.
+    #[inline(always)]
+    fn sum4(self, v: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
+    }
 
     /// Reads 128 FP4 weights (64 bytes).
     unsafe fn load_fp4(self, p: *const u8) -> Self::W;

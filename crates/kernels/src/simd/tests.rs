@@ -67,6 +67,8 @@ impl Kernel for All<'_> {
             put(s.pow2(s.round(s.mul(a, s.splat(20.0)))));
             put(s.keep_ge(a, b, c));
             put(s.splat(s.sum(a)));
+            s.sum4([a, b, c, s.add(a, b)]).into_iter().for_each(|sum| put(s.splat(sum)));
+            [a, b, c, s.add(a, b)].into_iter().for_each(|v| put(s.splat(s.sum(v))));
             put(s.load_bf16(self.bytes.as_ptr().add(1)));
             put(s.load_fp8(self.bytes.as_ptr().add(3)));
             let mut weights = [[0; 512]; 2];

@@ -42,31 +42,45 @@ pub(super) fn row(w: &Matrix<Buffer>, row: usize) -> Row<'_> {
     Row { data, scales }
 }
 
-/// A row's weights in columns `[from, from + out.len())`, zeros after the last column.
+/// A row's weights in columns `[from, from + 16 · steps)`, zeros after the last column; sixteen at every `stride` of out.
 #[inline(always)]
-pub(super) fn panel<S: Simd>(s: S, format: Format, row: Row<'_>, cols: usize, from: usize, out: &mut [f32]) {
+#[allow(clippy::too_many_arguments)]
+pub(super) fn panel<S: Simd>(
+    s: S,
+    format: Format,
+    row: Row<'_>,
+    cols: usize,
+    from: usize,
+    steps: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
     debug_assert!(from.is_multiple_of(FP8_BLOCK));
-    let whole = (cols.min(from + out.len()) - from) / LANES * LANES;
+    assert!(steps == 0 || (steps - 1) * stride + LANES <= out.len(), "room for a panel");
+    let whole = (cols - from).min(steps * LANES) / LANES;
     // One loop for each format, which does not ask for it again.
     match format {
-        Format::F32 => decode(s, Format::F32, row, from, &mut out[..whole]),
-        Format::Bf16 => decode(s, Format::Bf16, row, from, &mut out[..whole]),
-        Format::Fp8 => decode(s, Format::Fp8, row, from, &mut out[..whole]),
-        Format::Fp4 => decode(s, Format::Fp4, row, from, &mut out[..whole]),
+        Format::F32 => decode(s, Format::F32, row, from, whole, out, stride),
+        Format::Bf16 => decode(s, Format::Bf16, row, from, whole, out, stride),
+        Format::Fp8 => decode(s, Format::Fp8, row, from, whole, out, stride),
+        Format::Fp4 => decode(s, Format::Fp4, row, from, whole, out, stride),
     }
-    for (at, out) in out.iter_mut().enumerate().skip(whole) {
-        *out = if from + at < cols { one(format, row, from + at) } else { 0.0 };
+    for step in whole..steps {
+        for (i, out) in out[step * stride..][..LANES].iter_mut().enumerate() {
+            let k = from + step * LANES + i;
+            *out = if k < cols { one(format, row, k) } else { 0.0 };
+        }
     }
 }
 
-/// The weights of columns from `from` on, as many as `out`, a multiple of 16.
+/// `steps` times sixteen weights of columns from `from` on.
 #[inline(always)]
-fn decode<S: Simd>(s: S, format: Format, row: Row<'_>, from: usize, out: &mut [f32]) {
-    for at in (0..out.len()).step_by(LANES) {
-        // SAFETY: sixteen columns from `from + at` on exist, and out has room for them.
+fn decode<S: Simd>(s: S, format: Format, row: Row<'_>, from: usize, steps: usize, out: &mut [f32], stride: usize) {
+    for step in 0..steps {
+        // SAFETY: sixteen columns exist there, and out has room for them: see the assertion of `panel`.
         unsafe {
-            let v = sixteen(s, format, row, from + at);
-            s.store(out.as_mut_ptr().add(at), v);
+            let v = sixteen(s, format, row, from + step * LANES);
+            s.store(out.as_mut_ptr().add(step * stride), v);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Many inputs: weights are decoded into a panel that stays in cache, and every sum's sixteen lanes wait in memory
 //! between panels, so that the order of a sum is that of one input alone.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::decode::{panel, row};
@@ -10,7 +10,11 @@ use crate::simd::{Kernel, LANES, Simd};
 use crate::{Buffer, Matrix};
 
 /// Columns of a panel.
-const COLS: usize = 512;
+const COLS: usize = 1024;
+/// Steps of sixteen columns in a panel.
+const STEPS: usize = COLS / LANES;
+/// Inputs that are packed together, to stay in the second cache beside the weights.
+const PACKED: usize = 32;
 
 /// `out[i · rows.len() + j]` = row `rows.start + j` · input `picks[i]`.
 pub(super) struct Gemm<'a> {
@@ -23,142 +27,174 @@ pub(super) struct Gemm<'a> {
     pub out: &'a mut [f32],
 }
 
-/// A thread's panel `[ROWS, COLS]`, inputs `[INPUTS, COLS]` and lanes `[ROWS, INPUTS, 16]`.
+/// Sixteen f32 on a cache line of their own.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([f32; LANES]);
+
+/// What a thread keeps. A panel and inputs are packed as a tile reads them: for R rows side by side, `[STEPS, R, 16]`.
+#[derive(Default)]
 struct Scratch {
-    panel: Vec<f32>,
-    inputs: Vec<f32>,
-    lanes: Vec<f32>,
+    panel: Vec<Line>,
+    inputs: Vec<Line>,
+    /// `[ROWS · INPUTS]`, a tile's together.
+    lanes: Vec<Line>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        panel: vec![0.0; ROWS * COLS],
-        inputs: vec![0.0; INPUTS * COLS],
-        lanes: vec![0.0; ROWS * INPUTS * LANES],
-    });
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+fn floats(lines: &mut [Line]) -> &mut [f32] {
+    // SAFETY: a line is sixteen f32 without gaps.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
 
 impl Kernel for Gemm<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // Taken out, not borrowed: the closure of `with_borrow_mut` would not have the instruction set's features.
-        let mut scratch = SCRATCH.replace(Scratch { panel: Vec::new(), inputs: Vec::new(), lanes: Vec::new() });
-        if scratch.panel.is_empty() {
-            scratch = Scratch {
-                panel: vec![0.0; ROWS * COLS],
-                inputs: vec![0.0; INPUTS * COLS],
-                lanes: vec![0.0; ROWS * INPUTS * LANES],
-            };
+        // Taken out, not borrowed: a closure would not have the instruction set's features.
+        let mut scratch = SCRATCH.take();
+        scratch.panel.resize((ROWS + 4) * STEPS, Line([0.0; LANES]));
+        scratch.inputs.resize(PACKED * STEPS, Line([0.0; LANES]));
+        scratch.lanes.resize((ROWS + 4) * INPUTS, Line([0.0; LANES]));
+        if S::WIDE {
+            self.multiply::<S, 4, 4>(s, &mut scratch)
+        } else {
+            self.multiply::<S, 3, 2>(s, &mut scratch)
         }
-        self.multiply(s, &mut scratch);
         SCRATCH.set(scratch);
     }
 }
 
 impl Gemm<'_> {
     #[inline(always)]
-    fn multiply<S: Simd>(self, s: S, scratch: &mut Scratch) {
-        let (rows, cols) = (self.rows.len(), self.w.cols);
-        assert!(rows <= ROWS && self.picks.len() <= INPUTS, "a task's size");
-        let n = self.picks.len();
+    fn multiply<S: Simd, const R: usize, const N: usize>(self, s: S, scratch: &mut Scratch) {
+        let (rows, cols, n) = (self.rows.len(), self.w.cols, self.picks.len());
+        assert!(rows <= ROWS && n <= INPUTS && self.out.len() == rows * n, "a task's size");
         let Scratch { panel: w, inputs: x, lanes } = scratch;
-        lanes[..rows * n * LANES].fill(0.0);
-        let mut from = 0;
-        while from < cols {
-            let wide = COLS.min(cols - from).next_multiple_of(LANES);
+        for from in (0..cols).step_by(COLS) {
+            let steps = COLS.min(cols - from).div_ceil(LANES);
+            let packed = floats(w);
             for (i, r) in self.rows.clone().enumerate() {
-                panel(s, self.w.format, row(self.w, r), cols, from, &mut w[i * COLS..i * COLS + wide]);
+                let out = &mut packed[(i / R * R * STEPS + i % R) * LANES..];
+                panel(s, self.w.format, row(self.w, r), cols, from, steps, out, R * LANES);
             }
-            let live = wide.min(cols - from);
-            for (&pick, x) in self.picks.iter().zip(x.chunks_exact_mut(COLS)) {
-                let input = &self.data[pick as usize * self.stride + self.offset + from..][..live];
-                x[..live].copy_from_slice(input);
-                x[live..wide].fill(0.0);
+            // Rows after the last one hold what was there before; their sums go nowhere.
+            for first in (0..n).step_by(PACKED) {
+                let some = PACKED.min(n - first);
+                for i in 0..some {
+                    let size = if i < some / N * N { N } else { 1 };
+                    self.pack(s, first + i, from, steps, &mut x[i / size * size * STEPS + i % size..], size);
+                }
+                let tiles = Tiles { w, x, first, rows, n, steps, start: from == 0, end: from + COLS >= cols };
+                tiles.all::<S, R, N>(s, some, lanes, self.out);
             }
-            let tile = Tiles { w, x, lanes, rows, n, wide };
-            if S::WIDE {
-                tile.all::<S, 4, 4>(s)
-            } else {
-                tile.all::<S, 3, 2>(s)
-            }
-            from += COLS;
         }
-        for i in 0..n {
-            for r in 0..rows {
-                // SAFETY: every sum has sixteen lanes.
-                self.out[i * rows + r] = s.sum(unsafe { s.load(lanes.as_ptr().add((r * n + i) * LANES)) });
+    }
+
+    /// Columns from `from` on of input `picks[i]`, sixteen at every `size` lines.
+    #[inline(always)]
+    fn pack<S: Simd>(&self, s: S, i: usize, from: usize, steps: usize, out: &mut [Line], size: usize) {
+        let live = (self.w.cols - from).min(steps * LANES);
+        let at = |i: usize| self.picks[i] as usize * self.stride + self.offset + from;
+        let input = &self.data[at(i)..][..live];
+        // Another input is somewhere else in memory, and memory is far.
+        let next = self.data[at((i + 2).min(self.picks.len() - 1))..].as_ptr();
+        for (step, part) in input.chunks(LANES).enumerate() {
+            s.prefetch(next.wrapping_add(step * LANES).cast());
+            let line = &mut out[step * size].0;
+            if part.len() == LANES {
+                // SAFETY: sixteen values in, and out.
+                unsafe { s.store(line.as_mut_ptr(), s.load(part.as_ptr())) };
+            } else {
+                line.fill(0.0);
+                line[..part.len()].copy_from_slice(part);
             }
         }
     }
 }
 
-/// One panel against one block of inputs.
+/// One panel against some packed inputs.
 struct Tiles<'a> {
-    w: &'a [f32],
-    x: &'a [f32],
-    lanes: &'a mut [f32],
-    rows: usize,
+    w: &'a [Line],
+    x: &'a [Line],
+    /// The number of the first of the inputs, all of them, and of the rows.
+    first: usize,
     n: usize,
-    wide: usize,
+    rows: usize,
+    steps: usize,
+    /// Whether sums begin here, and whether they end.
+    start: bool,
+    end: bool,
 }
 
 impl Tiles<'_> {
     #[inline(always)]
-    fn all<S: Simd, const R: usize, const N: usize>(mut self, s: S) {
-        let mut r = 0;
-        while r < self.rows {
-            let whole = r + R <= self.rows;
+    fn all<S: Simd, const R: usize, const N: usize>(&self, s: S, some: usize, lanes: &mut [Line], out: &mut [f32]) {
+        for r in (0..self.rows).step_by(R) {
             let mut i = 0;
-            while i < self.n {
-                match (whole, i + N <= self.n) {
-                    (true, true) => self.tile::<S, R, N>(s, r, i),
-                    (true, false) => self.tile::<S, R, 1>(s, r, i),
-                    (false, true) => self.tile::<S, 1, N>(s, r, i),
-                    (false, false) => self.tile::<S, 1, 1>(s, r, i),
-                }
-                i += if i + N <= self.n { N } else { 1 };
+            while i + N <= some {
+                self.tile::<S, R, N>(s, r, i, lanes, out);
+                i += N;
             }
-            r += if whole { R } else { 1 };
+            while i < some {
+                self.tile::<S, R, 1>(s, r, i, lanes, out);
+                i += 1;
+            }
         }
     }
 
     /// R rows times N inputs, their lanes in registers.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const N: usize>(&mut self, s: S, r: usize, i: usize) {
-        assert!(r + R <= self.rows && i + N <= self.n && self.wide <= COLS);
-        assert!(self.rows <= ROWS && self.n <= INPUTS);
-        let (w, x) = (self.w[r * COLS..(r + R) * COLS].as_ptr(), self.x[i * COLS..(i + N) * COLS].as_ptr());
-        // SAFETY: panels have COLS columns for each row and input, of which `wide`, a multiple of 16, are used; the
-        // lanes have room for every row and input.
+    fn tile<S: Simd, const R: usize, const N: usize>(
+        &self,
+        s: S,
+        r: usize,
+        i: usize,
+        lanes: &mut [Line],
+        out: &mut [f32],
+    ) {
+        let (w, x) = (&self.w[r * STEPS..][..R * self.steps], &self.x[i * STEPS..][..N * self.steps]);
+        let lanes = &mut lanes[r * self.n + (self.first + i) * R..][..R * N];
+        let mut sums = [[s.splat(0.0); N]; R];
+        // SAFETY: a line is sixteen f32, and there are as many as the loops go over: see the slices.
         unsafe {
-            let lanes = self.lanes.as_mut_ptr();
-            let at = |a: usize, b: usize| ((r + a) * self.n + i + b) * LANES;
-            let mut sums = [[s.splat(0.0); N]; R];
-            for a in 0..R {
-                for b in 0..N {
-                    sums[a][b] = s.load(lanes.add(at(a, b)));
+            if !self.start {
+                for a in 0..R {
+                    for b in 0..N {
+                        sums[a][b] = s.load(lanes.as_ptr().add(a * N + b).cast());
+                    }
                 }
             }
-            let mut k = 0;
-            while k < self.wide {
+            for step in 0..self.steps {
                 let mut inputs = [s.splat(0.0); N];
                 for b in 0..N {
-                    inputs[b] = s.load(x.add(b * COLS + k));
+                    inputs[b] = s.load(x.as_ptr().add(step * N + b).cast());
                 }
                 for a in 0..R {
-                    let weight = s.load(w.add(a * COLS + k));
+                    let weight = s.load(w.as_ptr().add(step * R + a).cast());
                     for b in 0..N {
                         sums[a][b] = s.fma(weight, inputs[b], sums[a][b]);
                     }
                 }
-                k += LANES;
             }
-            for a in 0..R {
-                for b in 0..N {
-                    s.store(lanes.add(at(a, b)), sums[a][b]);
+            if !self.end {
+                for a in 0..R {
+                    for b in 0..N {
+                        s.store(lanes.as_mut_ptr().add(a * N + b).cast(), sums[a][b]);
+                    }
                 }
+                return;
             }
+        }
+        let live = R.min(self.rows - r);
+        for b in 0..N {
+            let mut four = [s.splat(0.0); 4];
+            four[..R].copy_from_slice(&std::array::from_fn::<_, R, _>(|a| sums[a][b]));
+            let at = (self.first + i + b) * self.rows + r;
+            out[at..at + live].copy_from_slice(&s.sum4(four)[..live]);
         }
     }
 }

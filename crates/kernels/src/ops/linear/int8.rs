@@ -17,6 +17,8 @@ use crate::{Buffer, Matrix};
 /// Columns multiplied at once.
 const BLOCK: usize = 512;
 const GROUP: usize = 32;
+/// Inputs that some rows are multiplied with before the next rows come: they stay in the second cache.
+const TOGETHER: usize = 48;
 /// Groups of a block.
 const GROUPS: usize = BLOCK / GROUP;
 
@@ -123,10 +125,10 @@ impl Kernel for Product<'_> {
         }
         // Taken out, not borrowed: a closure would not have the instruction set's features.
         let mut spread = SPREAD.take();
-        if S::WIDE {
-            self.all::<S, 4, 4>(s, &mut spread)
-        } else {
-            self.all::<S, 2, 3>(s, &mut spread)
+        let (rows, all, out) = (self.rows.len(), self.picks, self.out);
+        for (picks, out) in all.chunks(TOGETHER).zip(out.chunks_mut(TOGETHER * rows)) {
+            let mut some = Product { w: self.w, rows: self.rows.clone(), x: self.x, picks, out };
+            if S::WIDE { some.all::<S, 4, 4>(s, &mut spread) } else { some.all::<S, 2, 3>(s, &mut spread) }
         }
         SPREAD.set(spread);
     }
