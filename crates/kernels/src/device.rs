@@ -331,7 +331,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Host bytes as a read-only buffer. A CPU keeps them where they are.
     fn upload(&self, bytes: Bytes) -> Result<Self::Buffer, Error>;
 
-    /// Zeroed memory charged to `share`.
+    /// Memory charged to `share`: zeroed, but for scratch, which holds anything.
     fn alloc(&self, share: Share, bytes: usize) -> Result<Self::Buffer, Error>;
 
     /// Bytes `range` of a buffer, to the host.
@@ -356,7 +356,17 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn gather(&self, x: &Array<Self::Buffer>, rows: &[usize]) -> Result<Array<Self::Buffer>, Error>;
 
     /// `y = x · wᵀ`: `[n, in]` → `[n, out]`.
-    fn linear(&self, x: &Array<Self::Buffer>, w: &Matrix<Self::Buffer>) -> Result<Array<Self::Buffer>, Error>;
+    fn linear(&self, x: &Array<Self::Buffer>, w: &Matrix<Self::Buffer>) -> Result<Array<Self::Buffer>, Error> {
+        let [y] = self.linears(x, [w])?;
+        Ok(y)
+    }
+
+    /// [`Device::linear`] with several matrices.
+    fn linears<const N: usize>(
+        &self,
+        x: &Array<Self::Buffer>,
+        w: [&Matrix<Self::Buffer>; N],
+    ) -> Result<[Array<Self::Buffer>; N], Error>;
 
     /// Block-diagonal `linear`: x is `[n, G·in]`, w `[G·out, in]`, y `[n, G·out]`.
     fn linear_grouped(

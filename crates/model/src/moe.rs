@@ -23,10 +23,8 @@ pub(crate) struct Moe<D: Device> {
 impl<D: Device> Moe<D> {
     /// x `[n, D]` → `[n, D]`.
     pub(crate) fn forward(&self, device: &D, tokens: &[u32], x: &Array<D::Buffer>) -> Result<Array<D::Buffer>, Error> {
-        let scores = device.linear(x, &self.router)?; // [n, E]
+        let [scores, gate, up] = device.linears(x, [&self.router, &self.shared.w1, &self.shared.w3])?; // [n, E | inter]
         let routing = device.route(&scores, &self.gate, tokens, self.slots, self.scale)?;
-        let gate = device.linear(x, &self.shared.w1)?; // [n, inter]
-        let up = device.linear(x, &self.shared.w3)?;
         let mut y = device.linear(&device.swiglu(&gate, &up, self.limit)?, &self.shared.w2)?; // [n, D]
         device.experts(x, &routing, &self.experts, self.limit, &mut y)?;
         Ok(y)

@@ -1,16 +1,14 @@
 //! Memory of the CPU device.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::MmapMut;
 
+use super::scratch::{self, Scratch};
 use crate::{Error, Reservation, Share};
-
-/// Owned memory starts on a cache line.
-const ALIGN: usize = 64;
 
 /// State this large gets pages of its own from the system: it lives long among scratch that comes and goes, and would
 /// otherwise keep a heap's holes from being used or given back.
@@ -20,8 +18,17 @@ const MAPPED: usize = 64 << 10;
 pub struct Buffer(Storage);
 
 enum Storage {
-    Owned { start: NonNull<u8>, len: usize, _reservation: Reservation },
-    Mapped { map: MmapMut, _reservation: Reservation },
+    /// The reservation is taken out when the memory is given back.
+    Owned {
+        start: NonNull<u8>,
+        len: usize,
+        reservation: Option<Reservation>,
+        home: Option<Arc<Scratch>>,
+    },
+    Mapped {
+        map: MmapMut,
+        _reservation: Reservation,
+    },
     Shared(Bytes),
 }
 
@@ -40,14 +47,14 @@ impl Buffer {
             let map = MmapMut::map_anon(len).map_err(|source| Error::Map { bytes: len as u64, source })?;
             return Ok(Buffer(Storage::Mapped { map, _reservation: reservation }));
         }
-        let start = if len == 0 {
-            NonNull::<u128>::dangling().cast()
-        } else {
-            let layout = layout(len);
-            // SAFETY: the layout's size is not zero.
-            NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
-        };
-        Ok(Buffer(Storage::Owned { start, len, _reservation: reservation }))
+        let start = if len == 0 { NonNull::<u128>::dangling().cast() } else { scratch::allocate(len) };
+        Ok(Buffer(Storage::Owned { start, len, reservation: Some(reservation), home: None }))
+    }
+
+    /// Scratch, which holds anything.
+    pub(super) fn scratch(len: usize, reservation: Reservation, home: &Arc<Scratch>) -> Self {
+        let start = if len == 0 { NonNull::<u128>::dangling().cast() } else { home.take(len) };
+        Buffer(Storage::Owned { start, len, reservation: Some(reservation), home: Some(Arc::clone(home)) })
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -100,17 +107,20 @@ impl Buffer {
     }
 }
 
-fn layout(len: usize) -> Layout {
-    Layout::from_size_align(len, ALIGN).expect("a length below isize::MAX")
-}
-
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Storage::Owned { start, len, .. } = &self.0
+        if let Storage::Owned { start, len, reservation, home } = &mut self.0
             && *len > 0
         {
-            // SAFETY: allocated in `zeroed` with this layout.
-            unsafe { dealloc(start.as_ptr(), layout(*len)) }
+            // Before the memory is somebody else's.
+            *reservation = None;
+            // SAFETY: allocated with this length, by whom it is given back to.
+            unsafe {
+                match home {
+                    Some(home) => home.give(*start, *len),
+                    None => scratch::free(*start, *len),
+                }
+            }
         }
     }
 }

@@ -2,8 +2,10 @@
 
 mod buffer;
 mod peaks;
+mod scratch;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -15,6 +17,7 @@ use crate::pool::{Output, Pool};
 use crate::profile::Profile;
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::*;
+use scratch::Scratch;
 
 /// How to set up the CPU.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +37,7 @@ pub struct Cpu {
     pool: Pool,
     profile: Profile,
     ledger: Ledger,
+    scratch: Arc<Scratch>,
 }
 
 impl Cpu {
@@ -43,11 +47,13 @@ impl Cpu {
     /// [`Error::NoSuchIsa`] and [`Error::Threads`].
     pub fn new(options: CpuOptions) -> Result<Self, Error> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let ledger = Ledger::default();
         Ok(Cpu {
             isa: Isa::choose(options.isa.as_deref())?,
             pool: Pool::new(options.threads.unwrap_or_else(cores).max(1))?,
             profile: options.profile,
-            ledger: Ledger::default(),
+            scratch: Arc::new(Scratch::new(ledger.clone())),
+            ledger,
         })
     }
 
@@ -132,7 +138,11 @@ impl Device for Cpu {
     }
 
     fn alloc(&self, share: Share, bytes: usize) -> Result<Buffer, Error> {
-        Buffer::zeroed(bytes, self.ledger.reserve(share, bytes)?)
+        let reservation = self.ledger.reserve(share, bytes)?;
+        match share {
+            Share::Scratch => Ok(Buffer::scratch(bytes, reservation, &self.scratch)),
+            _ => Buffer::zeroed(bytes, reservation),
+        }
     }
 
     fn read(&self, buffer: &Buffer, range: Range<usize>) -> Result<Vec<u8>, Error> {
@@ -178,14 +188,27 @@ impl Device for Cpu {
         Ok(out)
     }
 
-    fn linear(&self, x: &Array<Buffer>, w: &Matrix<Buffer>) -> Result<Array<Buffer>, Error> {
-        self.linear_grouped(x, w, 1)
+    fn linears<const N: usize>(&self, x: &Array<Buffer>, w: [&Matrix<Buffer>; N]) -> Result<[Array<Buffer>; N], Error> {
+        let mut out = Vec::with_capacity(N);
+        for w in w {
+            assert_eq!(x.width, w.cols, "inputs of a matrix");
+            out.push(self.array(x.rows, w.rows)?);
+        }
+        let mut y: [Array<Buffer>; N] = out.try_into().expect("one for each matrix");
+        let mut each = w.iter().zip(&mut y);
+        let all: [_; N] = std::array::from_fn(|_| {
+            let (w, y) = each.next().expect("one for each matrix");
+            linear::Projection { w, groups: 1, y: Output::new(y.data.f32_mut()) }
+        });
+        linear::linear(self.isa, &self.pool, self.profile, x.data.f32(), x.rows, &all);
+        Ok(y)
     }
 
     fn linear_grouped(&self, x: &Array<Buffer>, w: &Matrix<Buffer>, groups: usize) -> Result<Array<Buffer>, Error> {
         assert_eq!(x.width, groups * w.cols, "inputs of a matrix");
         let mut y = self.array(x.rows, w.rows)?;
-        linear::linear(self.isa, &self.pool, self.profile, x.data.f32(), w, groups, y.data.f32_mut());
+        let all = [linear::Projection { w, groups, y: Output::new(y.data.f32_mut()) }];
+        linear::linear(self.isa, &self.pool, self.profile, x.data.f32(), x.rows, &all);
         Ok(y)
     }
 
@@ -434,10 +457,14 @@ impl Device for Cpu {
         limit: f32,
         y: &mut Array<Buffer>,
     ) -> Result<(), Error> {
-        let inter = experts.first().map_or(0, |e| e.w1.rows);
-        let _held = self.ledger.reserve(Share::Scratch, self.experts_bytes(x.rows, routing.slots, x.width, inter))?;
+        let Some(first) = experts.first() else { return Ok(()) };
+        let (pairs, inter) = (x.rows * routing.slots, first.w1.rows);
+        let mut h = self.array(pairs, inter)?;
+        let own = experts::scratch_bytes(x.rows, routing.slots, x.width, inter) - pairs * inter * 4;
+        let _held = self.ledger.reserve(Share::Scratch, own)?;
         let (isa, pool, profile) = (self.isa, &self.pool, self.profile);
-        experts::experts(isa, pool, profile, x.data.f32(), routing, experts, limit, y.data.f32_mut());
+        let (x, h, y) = (x.data.f32(), h.data.f32_mut(), y.data.f32_mut());
+        experts::experts(isa, pool, profile, x, routing, experts, limit, h, y);
         Ok(())
     }
 }

@@ -25,8 +25,7 @@ impl<D: Device> LayerCompressor<D> {
         batch: &mut Batch<'_, '_, D>,
         x: &Array<D::Buffer>,
     ) -> Result<(), Error> {
-        let kv = device.linear(x, &self.wkv)?; // [n, c·w]
-        let score = device.linear(x, &self.wgate)?; // [n, c·w]
+        let [kv, score] = device.linears(x, [&self.wkv, &self.wgate])?; // [n, c·w] each
         let layout = &batch.layout;
         for (span, segment) in batch.spans.iter().zip(batch.segments.iter_mut()) {
             let state = &mut *segment.state;

@@ -58,10 +58,10 @@ impl<D: Device> SelfAttention<D> {
             _ => &batch.compressed_turns,
         }); // [n, r]
         let turns = &*turns;
-        let qr = device.rms_norm(&device.linear(x, &self.wq_a)?, &self.q_norm, self.eps)?; // [n, q_lora]
+        let [qa, kv] = device.linears(x, [&self.wq_a, &self.wkv])?; // [n, q_lora], [n, d]
+        let qr = device.rms_norm(&qa, &self.q_norm, self.eps)?; // [n, q_lora]
         let mut q = device.linear(&qr, &self.wq_b)?; // [n, H·d]
         device.finish_queries(&mut q, self.shape.heads, self.eps, turns)?;
-        let kv = device.linear(x, &self.wkv)?; // [n, d]
         let rows = device.window_rows(&kv, &self.kv_norm, self.eps, turns, self.shape.row)?;
 
         match &self.kind {

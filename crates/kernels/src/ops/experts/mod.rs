@@ -3,9 +3,11 @@
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
+
 use crate::math::exp_lanes;
 use crate::ops::linear::int8::Quantised;
-use crate::ops::linear::{INPUTS, Input, ROWS, is_int8, product};
+use crate::ops::linear::{INPUTS, Input, Place, ROWS, is_int8, product};
 use crate::pool::{Output, Pool};
 use crate::profile::Profile;
 use crate::simd::{Isa, Kernel, LANES, Simd, load_part, store_part};
@@ -50,8 +52,8 @@ pub(crate) fn swiglu(isa: Isa, pool: &Pool, gate: &[f32], up: &[f32], limit: f32
     });
 }
 
-/// f32 of down-projections that wait for their sum at most.
-const WAITING: usize = 8 << 20;
+/// f32 of down-projections that wait for their sum in a task at most.
+const WAITING: usize = 256 << 10;
 
 /// The rows that go to one expert: positions in a list of (row, slot) pairs sorted by expert.
 struct Work {
@@ -98,7 +100,13 @@ fn tasks<'a>(work: &[Work], pairs: &'a [usize], rows: std::ops::Range<usize>) ->
     all
 }
 
-/// x `[n, D]`; y `[n, D]` `+= Σ_slot w2(weight · swiglu(w1 x, w3 x))`, the sum over slots first.
+/// How many of D's columns a task sums.
+fn columns(pairs: usize) -> usize {
+    (WAITING / pairs / 8 * 8).clamp(8, ROWS)
+}
+
+/// x `[n, D]`; y `[n, D]` `+= Σ_slot w2(weight · swiglu(w1 x, w3 x))`, the sum over slots first. h `[n · slots, inter]` is
+/// scratch.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn experts(
     isa: Isa,
@@ -108,11 +116,13 @@ pub(crate) fn experts(
     routing: &Routing,
     experts: &[Expert<Buffer>],
     limit: f32,
+    h: &mut [f32],
     y: &mut [f32],
 ) {
-    let Some(first) = experts.first() else { return };
-    let (width, inter, slots) = (first.w1.cols, first.w1.rows, routing.slots);
+    let (first, slots) = (&experts[0], routing.slots);
+    let (width, inter) = (first.w1.cols, first.w1.rows);
     let n = x.len() / width;
+    assert!(h.len() == n * slots * inter, "scratch of experts");
     // Pairs (row · slots + slot), by expert, then by row.
     let mut pairs: Vec<usize> = (0..n * slots).collect();
     pairs.sort_by_key(|&pair| routing.experts[pair]);
@@ -126,65 +136,76 @@ pub(crate) fn experts(
     }
 
     // h = weight · swiglu(w1 x, w3 x), [n·slots, inter]
-    let mut h = vec![0.0; n * slots * inter];
-    let out = Output::new(&mut h);
+    let out = Output::new(h);
     let inputs = Rows::new(isa, pool, profile, x, &first.w1);
     let up_tasks = tasks(&work, &pairs, 0..inter);
     pool.each(up_tasks.len(), |i| {
         let Task { expert, pairs, rows } = &up_tasks[i];
-        let (mut gate, mut up) = ([0.0; ROWS * INPUTS], [0.0; ROWS * INPUTS]);
         let size = rows.len() * pairs.len();
+        let (mut gate, mut up) = ([0.0; ROWS * INPUTS], [0.0; ROWS * INPUTS]);
+        let (gate, up) = (&mut gate[..size], &mut up[..size]);
         let picks: Vec<u32> = pairs.iter().map(|pair| (pair / slots) as u32).collect();
         let expert = &experts[*expert];
-        product(isa, &expert.w1, rows.clone(), inputs.input(), &picks, &mut gate[..size]);
-        product(isa, &expert.w3, rows.clone(), inputs.input(), &picks, &mut up[..size]);
-        for (j, &pair) in pairs.iter().enumerate() {
-            let part = j * rows.len()..(j + 1) * rows.len();
-            let gate = &mut gate[part.clone()];
-            isa.run(Swiglu { gate, up: &up[part], weight: routing.weights[pair], limit });
+        for (w, out) in [(&expert.w1, &mut *gate), (&expert.w3, &mut *up)] {
+            let place = Place { all: &Output::new(out), start: 0, stride: rows.len() };
+            product(isa, w, rows.clone(), inputs.input(), &picks, place);
+        }
+        for ((&pair, gate), up) in pairs.iter().zip(gate.chunks_exact_mut(rows.len())).zip(up.chunks_exact(rows.len()))
+        {
+            isa.run(Swiglu { gate, up, weight: routing.weights[pair], limit });
             // SAFETY: tasks have disjoint pairs or rows.
             unsafe { out.slice(pair * inter + rows.start..pair * inter + rows.end) }.copy_from_slice(gate);
         }
     });
 
-    // Down, some columns of D at a time: every slot's value waits in `down`, then the slots are summed in order.
-    let hidden = Rows::new(isa, pool, profile, &h, &first.w2);
-    let columns = (WAITING / (n * slots)).clamp(ROWS, width.next_multiple_of(ROWS)) / ROWS * ROWS;
-    let mut down = vec![0.0; n * slots * columns.min(width)];
-    for from in (0..width).step_by(columns) {
-        let columns = from..(from + columns).min(width);
-        let wide = columns.len();
-        let out = Output::new(&mut down);
-        let down_tasks = tasks(&work, &pairs, columns.clone());
-        pool.each(down_tasks.len(), |i| {
-            let Task { expert, pairs, rows } = &down_tasks[i];
-            let mut part = [0.0; ROWS * INPUTS];
-            let picks: Vec<u32> = pairs.iter().map(|&pair| pair as u32).collect();
-            let part = &mut part[..rows.len() * pairs.len()];
-            product(isa, &experts[*expert].w2, rows.clone(), hidden.input(), &picks, part);
-            for (&pair, part) in pairs.iter().zip(part.chunks_exact(rows.len())) {
-                let at = pair * wide + rows.start - from;
-                // SAFETY: tasks have disjoint pairs or rows.
-                unsafe { out.slice(at..at + rows.len()) }.copy_from_slice(part);
+    // Down: a task has some columns of D and all pairs; every slot's value waits, then the slots are summed in order.
+    let hidden = Rows::new(isa, pool, profile, h, &first.w2);
+    let wide = columns(n * slots);
+    // Where a pair's values wait: by expert, as they are made.
+    let mut order = vec![0u32; n * slots];
+    pairs.iter().enumerate().for_each(|(at, &pair)| order[pair] = at as u32);
+    let y = Output::new(y);
+    pool.each(width.div_ceil(wide), |i| {
+        let columns = i * wide..((i + 1) * wide).min(width);
+        let count = columns.len();
+        let mut down = DOWN.take();
+        down.resize(n * slots * count, 0.0);
+        for w in &work {
+            for from in w.pairs.clone().step_by(INPUTS) {
+                let some = from..(from + INPUTS).min(w.pairs.end);
+                let picks: Vec<u32> = pairs[some].iter().map(|&pair| pair as u32).collect();
+                let place = Place { all: &Output::new(&mut down), start: from * count, stride: count };
+                product(isa, &experts[w.expert].w2, columns.clone(), hidden.input(), &picks, place);
             }
-        });
-        let y = Output::new(y);
-        pool.ranges(n, 8, 2, |rows| {
-            for row in rows {
-                // SAFETY: rows are disjoint.
-                let y = unsafe { y.slice(row * width + columns.start..row * width + columns.end) };
-                let down = &down[row * slots * wide..(row + 1) * slots * wide];
-                for (i, y) in y.iter_mut().enumerate() {
-                    *y += (1..slots).fold(down[i], |sum, slot| sum + down[slot * wide + i]);
-                }
-            }
-        });
-    }
+        }
+        for row in 0..n {
+            // SAFETY: tasks have disjoint columns.
+            let y = unsafe { y.slice(row * width + columns.start..row * width + columns.end) };
+            let slot = |slot: usize| &down[order[row * slots + slot] as usize * count..][..count];
+            sum_slots(y, slots, slot);
+        }
+        DOWN.set(down);
+    });
 }
 
-/// Bytes that [`experts`] takes for itself at most.
+thread_local! {
+    /// A task's down-projections.
+    static DOWN: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// `y += slot(0) + slot(1) + …`, the slots first.
+fn sum_slots<'a>(y: &mut [f32], slots: usize, slot: impl Fn(usize) -> &'a [f32]) {
+    let mut sums = [0.0; ROWS];
+    let sums = &mut sums[..y.len()];
+    sums.copy_from_slice(slot(0));
+    for i in 1..slots {
+        sums.iter_mut().zip(slot(i)).for_each(|(sum, v)| *sum += v);
+    }
+    y.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum);
+}
+
+/// Bytes that [`experts`] takes for itself and for h at most.
 pub(crate) fn scratch_bytes(n: usize, slots: usize, width: usize, inter: usize) -> usize {
     let pairs = n * slots;
-    let waiting = (pairs * width).min(WAITING.max(pairs * ROWS));
-    (pairs * inter + waiting) * 4 + Quantised::bytes(n, width) + Quantised::bytes(pairs, inter) + pairs * 16
+    pairs * inter * 4 + Quantised::bytes(n, width) + Quantised::bytes(pairs, inter) + pairs * 16
 }

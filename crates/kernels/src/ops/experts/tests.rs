@@ -65,9 +65,9 @@ fn every_variant_is_the_reference() {
                 }
                 for isa in Isa::available() {
                     for threads in [1, 3] {
-                        let mut got = y.clone();
+                        let (mut got, mut h) = (y.clone(), vec![f32::NAN; n * slots * inter]);
                         let pool = Pool::new(threads).unwrap();
-                        experts(isa, &pool, profile, &x, &routing, &on_device, 2.0, &mut got);
+                        experts(isa, &pool, profile, &x, &routing, &on_device, 2.0, &mut h, &mut got);
                         assert!(got == want, "{} {format:?} n {n} {profile}", isa.name());
                     }
                 }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::decode::{panel, row};
-use super::{INPUTS, ROWS};
+use super::{INPUTS, Place, ROWS};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Buffer, Matrix};
 
@@ -16,7 +16,7 @@ const STEPS: usize = COLS / LANES;
 /// Inputs that are packed together, to stay in the second cache beside the weights.
 const PACKED: usize = 32;
 
-/// `out[i · rows.len() + j]` = row `rows.start + j` · input `picks[i]`.
+/// Rows `rows` · inputs `picks`.
 pub(super) struct Gemm<'a> {
     pub w: &'a Matrix<Buffer>,
     pub rows: Range<usize>,
@@ -24,7 +24,7 @@ pub(super) struct Gemm<'a> {
     pub stride: usize,
     pub offset: usize,
     pub picks: &'a [u32],
-    pub out: &'a mut [f32],
+    pub out: Place<'a>,
 }
 
 /// Sixteen f32 on a cache line of their own.
@@ -72,7 +72,7 @@ impl Gemm<'_> {
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const N: usize>(self, s: S, scratch: &mut Scratch) {
         let (rows, cols, n) = (self.rows.len(), self.w.cols, self.picks.len());
-        assert!(rows <= ROWS && n <= INPUTS && self.out.len() == rows * n, "a task's size");
+        assert!(rows <= ROWS && n <= INPUTS, "a task's size");
         let Scratch { panel: w, inputs: x, lanes } = scratch;
         for from in (0..cols).step_by(COLS) {
             let steps = COLS.min(cols - from).div_ceil(LANES);
@@ -132,7 +132,7 @@ struct Tiles<'a> {
 
 impl Tiles<'_> {
     #[inline(always)]
-    fn all<S: Simd, const R: usize, const N: usize>(&self, s: S, some: usize, lanes: &mut [Line], out: &mut [f32]) {
+    fn all<S: Simd, const R: usize, const N: usize>(&self, s: S, some: usize, lanes: &mut [Line], out: Place<'_>) {
         for r in (0..self.rows).step_by(R) {
             let mut i = 0;
             while i + N <= some {
@@ -154,7 +154,7 @@ impl Tiles<'_> {
         r: usize,
         i: usize,
         lanes: &mut [Line],
-        out: &mut [f32],
+        out: Place<'_>,
     ) {
         let (w, x) = (&self.w[r * STEPS..][..R * self.steps], &self.x[i * STEPS..][..N * self.steps]);
         let lanes = &mut lanes[r * self.n + (self.first + i) * R..][..R * N];
@@ -192,9 +192,11 @@ impl Tiles<'_> {
         let live = R.min(self.rows - r);
         for b in 0..N {
             let mut four = [s.splat(0.0); 4];
-            four[..R].copy_from_slice(&std::array::from_fn::<_, R, _>(|a| sums[a][b]));
-            let at = (self.first + i + b) * self.rows + r;
-            out[at..at + live].copy_from_slice(&s.sum4(four)[..live]);
+            for a in 0..R {
+                four[a] = sums[a][b];
+            }
+            // SAFETY: it lives for this line.
+            unsafe { out.of(self.first + i + b, r..r + live) }.copy_from_slice(&s.sum4(four)[..live]);
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::Place;
 use super::decode::{Row, row};
 use super::gemv::ahead;
 use crate::formats::ROUND;
@@ -97,13 +98,13 @@ impl Kernel for Round<'_> {
     }
 }
 
-/// `out[i · rows.len() + j]` = row `rows.start + j` · input `picks[i]`.
+/// Rows `rows` · inputs `picks`.
 pub(super) struct Product<'a> {
     pub w: &'a Matrix<Buffer>,
     pub rows: Range<usize>,
     pub x: &'a Quantised,
     pub picks: &'a [u32],
-    pub out: &'a mut [f32],
+    pub out: Place<'a>,
 }
 
 /// A block of a row's weights, as [`Simd::spread_fp4`] writes them.
@@ -119,15 +120,15 @@ thread_local! {
 impl Kernel for Product<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         if self.picks.len() == 1 {
             return self.one(s);
         }
         // Taken out, not borrowed: a closure would not have the instruction set's features.
         let mut spread = SPREAD.take();
-        let (rows, all, out) = (self.rows.len(), self.picks, self.out);
-        for (picks, out) in all.chunks(TOGETHER).zip(out.chunks_mut(TOGETHER * rows)) {
-            let mut some = Product { w: self.w, rows: self.rows.clone(), x: self.x, picks, out };
+        for (i, picks) in self.picks.chunks(TOGETHER).enumerate() {
+            let out = Place { start: self.out.start + i * TOGETHER * self.out.stride, ..self.out };
+            let some = Product { rows: self.rows.clone(), picks, out, ..self };
             if S::WIDE { some.all::<S, 4, 4>(s, &mut spread) } else { some.all::<S, 2, 3>(s, &mut spread) }
         }
         SPREAD.set(spread);
@@ -178,7 +179,7 @@ impl<'a, const R: usize> Rows<'a, R> {
 impl Product<'_> {
     /// All rows, R at once, times all inputs, N at once.
     #[inline(always)]
-    fn all<S: Simd, const R: usize, const N: usize>(&mut self, s: S, spread: &mut Vec<Spread>) {
+    fn all<S: Simd, const R: usize, const N: usize>(&self, s: S, spread: &mut Vec<Spread>) {
         let mut j = 0;
         while j < self.rows.len() {
             if j + R <= self.rows.len() {
@@ -193,7 +194,7 @@ impl Product<'_> {
 
     /// R rows from j on times all inputs.
     #[inline(always)]
-    fn some<S: Simd, const R: usize, const N: usize>(&mut self, s: S, j: usize, spread: &mut Vec<Spread>) {
+    fn some<S: Simd, const R: usize, const N: usize>(&self, s: S, j: usize, spread: &mut Vec<Spread>) {
         let rows = Rows::<R>::new(self.w, self.rows.start + j);
         spread.resize(R * self.x.width, Spread([0; BLOCK]));
         for block in 0..self.x.width {
@@ -215,7 +216,7 @@ impl Product<'_> {
 
     /// All rows times one input: no weights are kept.
     #[inline(always)]
-    fn one<S: Simd>(&mut self, s: S) {
+    fn one<S: Simd>(&self, s: S) {
         let blocks = self.x.width;
         let input = &self.x.blocks[self.picks[0] as usize * blocks..][..blocks];
         let mut spread = Spread([0; BLOCK]);
@@ -230,14 +231,16 @@ impl Product<'_> {
                     s.dot_fp4([spread.0.as_ptr()], [row.exponents(0, block).as_ptr()], [&raw const *x], &mut sum)
                 };
             }
-            self.out[j] = s.sum(sum[0][0]);
+            // SAFETY: it lives for this line.
+            let out = unsafe { self.out.of(0, j..j + 1) };
+            out[0] = s.sum(sum[0][0]);
         }
     }
 
     /// R rows from j on times N inputs from pick i on.
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const N: usize>(
-        &mut self,
+        &self,
         s: S,
         j: usize,
         i: usize,
@@ -261,10 +264,13 @@ impl Product<'_> {
             // SAFETY: 512 weights and 16 exponents of each row, and a block of each input.
             unsafe { s.dot_fp4(w, e, x, &mut sums) };
         }
-        for a in 0..R {
-            for b in 0..N {
-                self.out[(i + b) * self.rows.len() + j + a] = s.sum(sums[a][b]);
+        for b in 0..N {
+            let mut four = [s.splat(0.0); 4];
+            for a in 0..R {
+                four[a] = sums[a][b];
             }
+            // SAFETY: it lives for this line.
+            unsafe { self.out.of(i + b, j..j + R) }.copy_from_slice(&s.sum4(four)[..R]);
         }
     }
 }

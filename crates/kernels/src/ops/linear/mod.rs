@@ -45,21 +45,44 @@ pub(crate) fn is_int8<B>(profile: Profile, w: &Matrix<B>) -> bool {
     profile == Profile::Native && w.format == Format::Fp4
 }
 
-/// Some rows of w times the inputs with numbers `picks`: `out[i · rows.len() + j]` = row `rows.start + j` · input
-/// `picks[i]`.
+/// Where products go: that of row `rows.start + j` and input i to `start + i · stride + j`. Tasks write to disjoint places.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub all: &'a Output<f32>,
+    pub start: usize,
+    pub stride: usize,
+}
+
+impl Place<'_> {
+    /// The places of input i and rows j.
+    ///
+    /// # Safety
+    /// No other slice of them lives.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn of(&self, i: usize, j: Range<usize>) -> &mut [f32] {
+        let at = self.start + i * self.stride;
+        // SAFETY: no other task writes there, by what a place is; this one by the caller's word.
+        unsafe { self.all.slice(at + j.start..at + j.end) }
+    }
+}
+
+/// Some rows of w times the inputs with numbers `picks`.
 pub(crate) fn product(
     isa: Isa,
     w: &Matrix<Buffer>,
     rows: Range<usize>,
     input: Input<'_>,
     picks: &[u32],
-    out: &mut [f32],
+    out: Place<'_>,
 ) {
-    assert!(rows.end <= w.rows && out.len() == rows.len() * picks.len(), "product shapes");
+    assert!(rows.end <= w.rows, "rows of a matrix");
     match (input, picks) {
         (Input::Int8(x), _) => isa.run(int8::Product { w, rows, x, picks, out }),
         (Input::Float { data, stride, offset }, &[pick]) => {
             let x = &data[pick as usize * stride + offset..][..w.cols];
+            // SAFETY: the only slice.
+            let out = unsafe { out.of(0, 0..rows.len()) };
             isa.run(gemv::Gemv { w, rows, x, out });
         }
         (Input::Float { data, stride, offset }, _) => {
@@ -68,49 +91,66 @@ pub(crate) fn product(
     }
 }
 
-/// Rows of a task for one input, of `rows`.
-fn rows_of_one(pool: &Pool, rows: usize) -> usize {
-    rows.div_ceil(pool.threads() * TASKS_OF_ONE).next_multiple_of(ROWS_OF_ONE)
+/// A matrix and its results: w `[G·out, in]` → y `[n, G·out]`; group g of the rows sees group g of the inputs.
+pub(crate) struct Projection<'a> {
+    pub w: &'a Matrix<Buffer>,
+    pub groups: usize,
+    pub y: Output<f32>,
 }
 
-/// x `[n, G·in]`, w `[G·out, in]` → y `[n, G·out]`; group g of the rows sees group g of the inputs.
-pub(crate) fn linear(
-    isa: Isa,
-    pool: &Pool,
-    profile: Profile,
-    x: &[f32],
-    w: &Matrix<Buffer>,
-    groups: usize,
-    y: &mut [f32],
-) {
-    let (stride, outs, each) = (groups * w.cols, w.rows, w.rows / groups);
-    let n = x.len() / stride;
-    assert!(x.len() == n * stride && y.len() == n * outs && each * groups == outs, "linear shapes");
-    let quantised = (is_int8(profile, w) && groups == 1).then(|| Quantised::new(isa, pool, x, w.cols));
-    assert!(quantised.is_some() || !is_int8(profile, w), "grouped matrices are not FP4");
-    let (rows, inputs) = if n == 1 { (rows_of_one(pool, each), 1) } else { (ROWS, INPUTS) };
-    let (row_tasks, input_tasks) = (each.div_ceil(rows), n.div_ceil(inputs));
-    let y = Output::new(y);
-    pool.each(groups * row_tasks * input_tasks, |task| {
-        let (input_task, rest) = (task % input_tasks, task / input_tasks);
-        let (row_task, group) = (rest % row_tasks, rest / row_tasks);
-        let rows = group * each + row_task * rows..group * each + ((row_task + 1) * rows).min(each);
-        let picks: Vec<u32> = ((input_task * inputs) as u32..((input_task + 1) * inputs).min(n) as u32).collect();
-        let input = match &quantised {
-            Some(x) => Input::Int8(x),
-            None => Input::Float { data: x, stride, offset: group * w.cols },
+/// How a projection is cut: tasks of `rows` matrix rows and `inputs` inputs.
+struct Cut {
+    tasks: usize,
+    rows: usize,
+    row_tasks: usize,
+    inputs: usize,
+    input_tasks: usize,
+}
+
+impl Cut {
+    /// `total` is how many matrix rows all projections have.
+    fn new(pool: &Pool, projection: &Projection<'_>, n: usize, total: usize) -> Self {
+        let each = projection.w.rows / projection.groups;
+        let (rows, inputs) = match n {
+            1 => (total.div_ceil(pool.threads() * TASKS_OF_ONE).next_multiple_of(ROWS_OF_ONE), 1),
+            _ => (ROWS, INPUTS),
         };
-        if n == 1 {
-            // SAFETY: tasks have disjoint rows.
-            return product(isa, w, rows.clone(), input, &picks, unsafe { y.slice(rows) });
+        let (row_tasks, input_tasks) = (each.div_ceil(rows), n.div_ceil(inputs));
+        Cut { tasks: projection.groups * row_tasks * input_tasks, rows, row_tasks, inputs, input_tasks }
+    }
+}
+
+/// x `[n, G·in]` times every matrix.
+pub(crate) fn linear(isa: Isa, pool: &Pool, profile: Profile, x: &[f32], n: usize, all: &[Projection<'_>]) {
+    for Projection { w, groups, y } in all {
+        assert!(
+            x.len() == n * groups * w.cols && y.len() == n * w.rows && w.rows.is_multiple_of(*groups),
+            "linear shapes"
+        );
+        assert!(*groups == 1 || !is_int8(profile, w), "grouped matrices are not FP4");
+    }
+    let rounded = all.iter().find(|p| is_int8(profile, p.w)).map(|p| Quantised::new(isa, pool, x, p.w.cols));
+    let total = all.iter().map(|p| p.w.rows).sum();
+    let cuts: Vec<Cut> = all.iter().map(|projection| Cut::new(pool, projection, n, total)).collect();
+    pool.each(cuts.iter().map(|cut| cut.tasks).sum(), |mut task| {
+        let mut which = 0;
+        while task >= cuts[which].tasks {
+            task -= cuts[which].tasks;
+            which += 1;
         }
-        let mut part = [0.0; ROWS * INPUTS];
-        let part = &mut part[..rows.len() * picks.len()];
-        product(isa, w, rows.clone(), input, &picks, part);
-        for (&pick, part) in picks.iter().zip(part.chunks_exact(rows.len())) {
-            let at = pick as usize * outs;
-            // SAFETY: tasks have disjoint rows or inputs.
-            unsafe { y.slice(at + rows.start..at + rows.end) }.copy_from_slice(part);
-        }
+        let (cut, Projection { w, groups, y }) = (&cuts[which], &all[which]);
+        let (input_task, rest) = (task % cut.input_tasks, task / cut.input_tasks);
+        let (row_task, group) = (rest % cut.row_tasks, rest / cut.row_tasks);
+        let each = w.rows / groups;
+        let rows = group * each + row_task * cut.rows..group * each + ((row_task + 1) * cut.rows).min(each);
+        let picks: Vec<u32> =
+            ((input_task * cut.inputs) as u32..((input_task + 1) * cut.inputs).min(n) as u32).collect();
+        let input = match &rounded {
+            Some(x) if is_int8(profile, w) => Input::Int8(x),
+            _ => Input::Float { data: x, stride: groups * w.cols, offset: group * w.cols },
+        };
+        // Tasks have disjoint rows or inputs.
+        let start = input_task * cut.inputs * w.rows + rows.start;
+        product(isa, w, rows, input, &picks, Place { all: y, start, stride: w.rows });
     });
 }

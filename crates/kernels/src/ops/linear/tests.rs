@@ -57,7 +57,8 @@ fn every_variant_is_the_reference() {
                 for isa in Isa::available() {
                     for threads in [1, 3] {
                         let mut y = vec![0.0; n * rows];
-                        linear(isa, &Pool::new(threads).unwrap(), profile, &x, &on_cpu(&w), groups, &mut y);
+                        let (w, out) = (&on_cpu(&w), Output::new(&mut y));
+                        linear(isa, &Pool::new(threads).unwrap(), profile, &x, n, &[Projection { w, groups, y: out }]);
                         let same = y.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
                         assert!(same, "{} {format:?} {rows}×{cols} n {n} {profile}", isa.name());
                     }
@@ -100,7 +101,8 @@ fn extreme_scales() {
             x.iter_mut().for_each(|v| *v *= size);
             let run = |isa, x: &[f32]| {
                 let mut y = vec![0.0; x.len() / 160 * 9];
-                linear(isa, &Pool::new(1).unwrap(), Profile::Exact, x, &on_cpu(&w), 1, &mut y);
+                let all = [Projection { w: &on_cpu(&w), groups: 1, y: Output::new(&mut y) }];
+                linear(isa, &Pool::new(1).unwrap(), Profile::Exact, x, x.len() / 160, &all);
                 y.into_iter().map(|v| if v.is_nan() { 1 } else { v.to_bits() }).collect::<Vec<_>>()
             };
             let want = run(Isa::Plain(crate::simd::Plain), &x);
