@@ -1,8 +1,8 @@
 //! The transformer: tokens through all layers, to logits.
 
-use std::rc::Rc;
+use std::ops::Range;
 
-use fathom_kernels::{Array, Device, Hyper, HyperShape, IndexShape, Matrix, Share, Span};
+use fathom_kernels::{Array, Device, Hyper, HyperShape, IndexShape, Matrix, Span};
 use fathom_weights::Config;
 
 use crate::block::Block;
@@ -52,18 +52,30 @@ pub struct Model<D: Device> {
 /// The rows of one pass: all segments' tokens, one after another.
 pub(crate) struct Batch<'a, 's, D: Device> {
     pub tokens: Vec<u32>,
+    /// Each segment's rows.
     pub spans: Vec<Span>,
+    pub strips: Vec<Strip<D>>,
     pub segments: &'a mut [Segment<'s, D>],
     pub layout: Layout,
-    /// (cos, sin) of every row `[n, r]`: for window layers, and for those with compressed entries.
-    pub window_turns: Rc<Array<D::Buffer>>,
-    pub compressed_turns: Rc<Array<D::Buffer>>,
 }
 
-impl<D: Device> Batch<'_, '_, D> {
-    pub(crate) fn array(&self, device: &D, rows: usize, width: usize) -> Result<Array<D::Buffer>, Error> {
-        Ok(Array { data: device.alloc(Share::Scratch, rows * width * 4)?, rows, width })
-    }
+/// Rows of a batch that attention takes at once: its queries and outputs are the widest there are.
+pub(crate) struct Strip<D: Device> {
+    pub rows: Range<usize>,
+    /// Which segments are in it, and their rows, counted from the strip's first.
+    pub spans: Vec<(usize, Span)>,
+    /// (cos, sin) of every row `[n, r]`: for window layers, and for those with compressed entries.
+    pub window_turns: Array<D::Buffer>,
+    pub compressed_turns: Array<D::Buffer>,
+}
+
+/// The most rows of a strip.
+const STRIP: usize = 256;
+
+/// Cuts `rows` into as few strips as there must be, of about one size.
+fn strips(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = rows.div_ceil(rows.div_ceil(STRIP));
+    (0..rows).step_by(size).map(move |from| from..(from + size).min(rows))
 }
 
 impl<D: Device> Model<D> {
@@ -106,20 +118,20 @@ impl<D: Device> Model<D> {
         let heads = c.num_attention_heads * c.head_dim;
         let row = fathom_kernels::RowShape { width: c.head_dim, rope: c.qk_rope_head_dim }.bytes();
         // What lives through a pass, then the larger of attention's and the experts' most.
-        let residual = hc * d_model + 2 * c.qk_rope_head_dim + d_model + 2 * (hc + hc * hc);
+        let strip = strips(rows.max(1)).map(|rows| rows.len()).max().unwrap_or(1);
+        let through = hc * d_model + 2 * c.qk_rope_head_dim + d_model + 2 * (hc + hc * hc) + (2 + hc) * hc + d_model;
         let index = c.index_n_heads * (c.index_head_dim + 1);
         let compress = 5 * c.head_dim;
         let attention = 3 * c.q_lora_rank + 2 * heads + 2 * c.head_dim + row.div_ceil(4) + index + compress;
-        let output = heads + c.o_groups * c.o_lora_rank + d_model;
+        let output = d_model + heads + c.o_groups * c.o_lora_rank + d_model;
         let experts = c.n_routed_experts + 3 * inter + 2 * d_model;
-        let widest = (output + attention).max(experts) + (2 + hc) * hc + d_model;
-        let last = (hc + 4) * d_model + c.vocab_size;
         let index_shape = IndexShape { heads: c.index_n_heads, width: c.index_head_dim, keep: c.index_topk };
         // The number of rows decides how a device shares out the indexer's work: one row may take more than two.
-        let index_own = [1, rows.min(32), rows].map(|n| self.device.index_bytes(index_shape, n));
+        let index_own = [1, strip.min(32), strip].map(|n| self.device.index_bytes(index_shape, n));
         let experts_own = self.device.experts_bytes(rows, c.num_experts_per_tok, d_model, inter);
-        let own = experts_own + index_own.into_iter().max().unwrap_or(0);
-        ((rows * (residual + widest) + last) * 4 + own) as u64
+        let attention = (strip * (attention + output) + rows * d_model) * 4 + index_own.into_iter().max().unwrap_or(0);
+        let last = (hc + 4) * d_model + c.vocab_size;
+        ((rows * through + last) * 4 + attention.max(rows * experts * 4 + experts_own)) as u64
     }
 
     /// One pass over the layers for any number of segments. Returns, for each segment, the logits it wanted,
@@ -172,19 +184,26 @@ impl<D: Device> Model<D> {
             tokens.extend_from_slice(segment.tokens);
             positions.extend(start as u32..end as u32);
         }
-        Ok(Batch {
-            window_turns: Rc::new(self.device.angles(&positions, &frequencies(&self.config, false))?),
-            compressed_turns: Rc::new(self.device.angles(&positions, &frequencies(&self.config, true))?),
-            tokens,
-            spans,
-            segments,
-            layout: self.layout.clone(),
-        })
+        let strips = strips(tokens.len()).map(|rows| self.strip(rows, &spans, &positions));
+        Ok(Batch { strips: strips.collect::<Result<_, _>>()?, tokens, spans, segments, layout: self.layout.clone() })
+    }
+
+    fn strip(&self, rows: Range<usize>, spans: &[Span], positions: &[u32]) -> Result<Strip<D>, Error> {
+        let angles = |compressed| {
+            let frequencies = frequencies(&self.config, compressed);
+            self.device.angles(&positions[rows.clone()], &frequencies)
+        };
+        let inside = spans.iter().enumerate().filter_map(|(segment, span)| {
+            let (from, to) = (span.rows.start.max(rows.start), span.rows.end.min(rows.end));
+            let start = span.start + from.saturating_sub(span.rows.start);
+            (from < to).then(|| (segment, Span { rows: from - rows.start..to - rows.start, start }))
+        });
+        Ok(Strip { spans: inside.collect(), window_turns: angles(false)?, compressed_turns: angles(true)?, rows })
     }
 
     /// h `[n, hc·D]` → what each segment wanted.
     fn logits(&self, batch: &Batch<'_, '_, D>, h: Array<D::Buffer>) -> Result<Vec<Vec<f32>>, Error> {
-        let wanted: Vec<std::ops::Range<usize>> = batch
+        let wanted: Vec<Range<usize>> = batch
             .segments
             .iter()
             .zip(&batch.spans)

@@ -72,7 +72,7 @@ proptest! {
             for (i, (state, text)) in states.iter_mut().zip(&texts).enumerate() {
                 let left = text.len() - state.position();
                 if left > 0 && random.below(3) > 0 {
-                    let n = 1 + random.below(left.min(60));
+                    let n = 1 + random.below(left.min(140));
                     let at = state.position();
                     segments.push(Segment { state, tokens: &text[at..at + n], logits: LogitsWanted::All });
                     who.push(i);

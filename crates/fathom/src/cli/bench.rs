@@ -139,7 +139,7 @@ impl Bench<'_> {
     }
 
     fn chunk(&self) -> usize {
-        self.args.options.prefill_chunk as usize
+        self.loaded.chunk
     }
 
     fn test(&mut self, base: &State<Cpu>, test: Test, n: usize) -> Result<(), fathom_model::Error> {

@@ -54,7 +54,7 @@ pub fn chat(args: &Args) -> Outcome {
     sampling.check(vocab)?;
     eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     let prompter = files.prompter()?;
-    let engine = loaded.engine(&args.options, 1);
+    let engine = loaded.engine(1);
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;

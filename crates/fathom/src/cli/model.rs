@@ -24,6 +24,11 @@ const PROGRAM: u64 = 48 << 20;
 /// fastokens' table of words that its threads share, made when the first long text is read: 2^19 entries of 64 bytes.
 const WORDS: u64 = 32 << 20;
 
+/// Tokens of a prompt that are read at once, where nobody says: the first whose scratch fits.
+const CHUNKS: [usize; 5] = [1024, 768, 512, 256, 128];
+/// What scratch may take, where nobody says how many tokens are read at once.
+const SCRATCH: u64 = 256 << 20;
+
 /// How to run a model.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -36,9 +41,17 @@ pub struct Options {
     /// Numeric profile: native or exact
     #[arg(long, default_value_t = Profile::Native)]
     pub profile: Profile,
-    /// Tokens of a prompt that are read at once
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub prefill_chunk: u32,
+    /// Tokens of a prompt that are read at once [default: up to 1024, as many as 256 MiB of scratch hold]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub prefill_chunk: Option<u32>,
+}
+
+impl Options {
+    /// Tokens of a prompt that are read at once.
+    fn chunk(&self, model: &Model<Cpu>) -> usize {
+        let fits = |chunk: &usize| model.scratch_bytes(*chunk) <= SCRATCH;
+        self.prefill_chunk.map_or_else(|| CHUNKS.into_iter().find(fits).unwrap_or(64), |chunk| chunk as usize)
+    }
 }
 
 /// A model's files, opened and checked, before any weight is read.
@@ -92,6 +105,8 @@ pub struct Loaded {
     pub plan: Plan,
     /// The most tokens of a session.
     pub context: usize,
+    /// Tokens of a prompt that are read at once.
+    pub chunk: usize,
 }
 
 /// Puts the model on the CPU and limits the ledger to what is planned.
@@ -110,7 +125,7 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
     if context > limit {
         return Err(format!("--context is {context}, but the model holds {limit} tokens at most").into());
     }
-    let chunk = options.prefill_chunk as usize;
+    let chunk = options.chunk(&model);
     let plan = Plan {
         weights: files.checkpoint.weight_bytes(),
         state: model.state_bytes(context),
@@ -122,7 +137,7 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
     let ledger = model.device().ledger();
     ledger.limit(Share::State, plan.state);
     ledger.limit(Share::Scratch, plan.scratch);
-    Ok(Loaded { model: Arc::new(model), plan, context })
+    Ok(Loaded { model: Arc::new(model), plan, context, chunk })
 }
 
 impl Loaded {
@@ -133,9 +148,9 @@ impl Loaded {
     }
 
     /// An engine over it.
-    pub fn engine(&self, options: &Options, queue: usize) -> Engine {
-        let prefill_chunk = options.prefill_chunk as usize;
-        Engine::start(Arc::clone(&self.model), EngineOptions { prefill_chunk, queue, context: self.context })
+    pub fn engine(&self, queue: usize) -> Engine {
+        let options = EngineOptions { prefill_chunk: self.chunk, queue, context: self.context };
+        Engine::start(Arc::clone(&self.model), options)
     }
 }
 

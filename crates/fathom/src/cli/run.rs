@@ -150,7 +150,7 @@ pub fn run(args: &Args) -> Outcome {
         (tokens, Reading::Chat(parsing))
     };
     eprintln!("{about}");
-    let engine = loaded.engine(&args.options, 1);
+    let engine = loaded.engine(1);
     let request =
         Request { prompt: tokens, max_tokens: args.max_tokens.map(usize::from), stop_tokens: vec![eos], sampling };
     let mut out = io::stdout();

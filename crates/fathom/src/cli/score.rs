@@ -47,9 +47,9 @@ pub fn score(args: &Args) -> Outcome {
         // A second session of the same length, and room for its rows in every pass.
         let ledger = model.device().ledger();
         ledger.limit(fathom_kernels::Share::State, 2 * loaded.plan.state);
-        ledger.limit(fathom_kernels::Share::Scratch, model.scratch_bytes(2 * args.options.prefill_chunk as usize));
+        ledger.limit(fathom_kernels::Share::Scratch, model.scratch_bytes(2 * loaded.chunk));
     }
-    let chunk = args.options.prefill_chunk as usize;
+    let chunk = loaded.chunk;
     let logits = model.device().scope(|| {
         if args.batch { with_another(model, &prompt, &tokens, chunk) } else { alone(model, &prompt, &tokens, chunk) }
     })?;

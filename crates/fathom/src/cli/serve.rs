@@ -43,7 +43,7 @@ pub fn serve(args: &Args) -> Outcome {
     eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     eprintln!("memory: {}", loaded.plan);
     let prompter = files.prompter()?;
-    let engine = loaded.engine(&args.options, usize::from(args.requests));
+    let engine = loaded.engine(usize::from(args.requests));
     let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
     listen(service, SocketAddr::new(args.host, args.port), |address| {

@@ -3,8 +3,8 @@
 use fathom_kernels::{Array, Compressor, Device, EntryKind, Matrix};
 
 use crate::Error;
-use crate::model::Batch;
-use crate::state::open_pages;
+use crate::model::{Segment, Strip};
+use crate::state::{Layout, open_pages};
 
 /// A layer's compressor, or its indexer's.
 #[derive(Debug)]
@@ -17,18 +17,19 @@ pub(crate) struct LayerCompressor<D: Device> {
 }
 
 impl<D: Device> LayerCompressor<D> {
-    /// Folds the batch's positions, x `[n, D]`, into the sessions' frontiers and writes the entries they complete.
+    /// Folds the strip's positions, x `[n, D]`, into the sessions' frontiers and writes the entries they complete.
     pub(crate) fn forward(
         &self,
         device: &D,
         layer: usize,
-        batch: &mut Batch<'_, '_, D>,
+        strip: &Strip<D>,
+        segments: &mut [Segment<'_, D>],
+        layout: &Layout,
         x: &Array<D::Buffer>,
     ) -> Result<(), Error> {
         let [kv, score] = device.linears(x, [&self.wkv, &self.wgate])?; // [n, c·w] each
-        let layout = &batch.layout;
-        for (span, segment) in batch.spans.iter().zip(batch.segments.iter_mut()) {
-            let state = &mut *segment.state;
+        for (segment, span) in &strip.spans {
+            let state = &mut *segments[*segment].state;
             let first = layout.page_of(span.start);
             let mut open = open_pages(&mut state.pages, span.start..span.start + span.rows.len());
             let (offsets, own) = (layout.layers[layer], &mut state.layers[layer]);

@@ -3,15 +3,14 @@
 mod compressor;
 mod indexer;
 
-use std::rc::Rc;
-
-use fathom_kernels::{Array, Attention, Compressed, Device, Matrix, Pages};
+use fathom_kernels::{Array, Attention, Compressed, Device, Matrix, Pages, Share};
 
 pub(crate) use compressor::LayerCompressor;
 pub(crate) use indexer::Indexer;
 
 use crate::Error;
-use crate::model::Batch;
+use crate::model::{Batch, Segment, Strip};
+use crate::state::Layout;
 
 /// What a layer attends to beside its window, by `compress_ratios`.
 #[derive(Debug)]
@@ -45,7 +44,8 @@ pub(crate) struct SelfAttention<D: Device> {
 }
 
 impl<D: Device> SelfAttention<D> {
-    /// x `[n, D]` → `[n, D]`; moves the sessions' layer state on.
+    /// x `[n, D]` → `[n, D]`; moves the sessions' layer state on. One strip after another: a strip sees those before it
+    /// as it would see an earlier pass.
     pub(crate) fn forward(
         &self,
         device: &D,
@@ -53,11 +53,33 @@ impl<D: Device> SelfAttention<D> {
         batch: &mut Batch<'_, '_, D>,
         x: &Array<D::Buffer>,
     ) -> Result<Array<D::Buffer>, Error> {
-        let turns = Rc::clone(match self.kind {
-            Kind::Window => &batch.window_turns,
-            _ => &batch.compressed_turns,
-        }); // [n, r]
-        let turns = &*turns;
+        let Batch { strips, segments, layout, .. } = batch;
+        if let [strip] = &strips[..] {
+            return self.strip(device, layer, strip, segments, layout, x);
+        }
+        let bytes = x.width * 4;
+        let mut y = Array { data: device.alloc(Share::Scratch, x.rows * bytes)?, ..*x }; // [n, D]
+        for strip in strips {
+            let rows: Vec<usize> = strip.rows.clone().collect();
+            let part = self.strip(device, layer, strip, segments, layout, &device.gather(x, &rows)?)?;
+            device.copy(&part.data, 0..rows.len() * bytes, &mut y.data, strip.rows.start * bytes)?;
+        }
+        Ok(y)
+    }
+
+    fn strip(
+        &self,
+        device: &D,
+        layer: usize,
+        strip: &Strip<D>,
+        segments: &mut [Segment<'_, D>],
+        layout: &Layout,
+        x: &Array<D::Buffer>,
+    ) -> Result<Array<D::Buffer>, Error> {
+        let turns = match self.kind {
+            Kind::Window => &strip.window_turns,
+            _ => &strip.compressed_turns,
+        }; // [n, r]
         let [qa, kv] = device.linears(x, [&self.wq_a, &self.wkv])?; // [n, q_lora], [n, d]
         let qr = device.rms_norm(&qa, &self.q_norm, self.eps)?; // [n, q_lora]
         let mut q = device.linear(&qr, &self.wq_b)?; // [n, H·d]
@@ -66,10 +88,10 @@ impl<D: Device> SelfAttention<D> {
 
         match &self.kind {
             Kind::Window => {}
-            Kind::Hca { compressor } => compressor.forward(device, layer, batch, x)?,
+            Kind::Hca { compressor } => compressor.forward(device, layer, strip, segments, layout, x)?,
             Kind::Csa { compressor, indexer } => {
-                compressor.forward(device, layer, batch, x)?;
-                indexer.compressor.forward(device, layer, batch, x)?;
+                compressor.forward(device, layer, strip, segments, layout, x)?;
+                indexer.compressor.forward(device, layer, strip, segments, layout, x)?;
             }
         }
         let index = match &self.kind {
@@ -77,9 +99,9 @@ impl<D: Device> SelfAttention<D> {
             _ => None,
         };
 
-        let mut o = batch.array(device, q.rows, q.width)?; // [n, H·d]
-        for (span, segment) in batch.spans.iter().zip(batch.segments.iter_mut()) {
-            let layout = &batch.layout;
+        let mut o = Array { data: device.alloc(Share::Scratch, q.rows * q.width * 4)?, ..q }; // [n, H·d]
+        for (segment, span) in &strip.spans {
+            let segment = &mut segments[*segment];
             let pages: Vec<&D::Buffer> = segment.state.pages.iter().map(|page| &**page).collect();
             let entries = |ratio: usize| Pages {
                 pages: &pages,

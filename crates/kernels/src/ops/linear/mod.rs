@@ -24,7 +24,7 @@ use int8::Quantised;
 /// Rows of a matrix that a task multiplies with many inputs.
 pub(crate) const ROWS: usize = 72;
 /// Inputs that a task takes at once.
-pub(crate) const INPUTS: usize = 192;
+pub(crate) const INPUTS: usize = 128;
 /// Tasks a thread that one input's rows are cut into: long straight stretches of memory, and some left to share out when
 /// another program takes a core.
 const TASKS_OF_ONE: usize = 4;
