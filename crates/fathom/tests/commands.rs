@@ -117,7 +117,7 @@ fn run_answers_from_arguments_files_and_standard_input() {
     let json: serde_json::Value = serde_json::from_str(&answer(&["--json", question], b"")).unwrap();
     assert_eq!((&json["answer"], &json["finish_reason"]), (&"The code of Maria is 40917.".into(), &"stop".into()));
     assert_eq!(answer(&["--stop", "is", question], b""), "The code of Maria \n");
-    let seeded = |seed: &str| run(&["--temperature", "3", "--seed", seed, "--max-tokens", "20", "Hello"], b"");
+    let seeded = |seed: &str| run(&["--temperature", "2", "--seed", seed, "--max-tokens", "20", "Hello"], b"");
     assert_eq!(seeded("1"), seeded("1"));
     assert_ne!(seeded("1"), seeded("2"));
 }
@@ -133,16 +133,23 @@ fn bad_prompts_and_flags() {
         (&["run", "--file", "/nowhere", "x"], "/nowhere"),
         (&["run", "--temperature", "NaN", "x"], "temperature is NaN"),
         (&["run", "--temperature=-1", "x"], "temperature is -1"),
+        (&["run", "--temperature", "2.5", "x"], "temperature is 2.5"),
+        (&["chat", "--temperature", "3"], "temperature is 3"),
         (&["run", "--top-p", "1.5", "x"], "top_p is 1.5"),
+        (&["run", "--top-p", "0", "x"], "top_p is 0"),
         (&["run", "--min-p", "inf", "x"], "min_p is inf"),
         (&["run", "--context", "4", "a long prompt of many words"], "tokens, but the context holds 4"),
         (&["run", "--context", "99999999", "x"], "--context is 99999999"),
         (&["run", "/no/such/model", "x"], "/no/such/model: no such folder"),
+        (&["run", "/no/such/model"], "/no/such/model: no such folder"),
+        (&["run", "DeepSeek-V4-Flash", "What is a fathom?"], "DeepSeek-V4-Flash: no such folder"),
         (&["run"], "there is no prompt"),
         (&["run", "--isa", "mmx", "x"], "instruction set 'mmx'"),
         (&["run", "--profile", "fast", "x"], "'fast' is no profile"),
         (&["demo", "--context", "5"], "5"),
         (&["serve", "--host", "nowhere"], "nowhere"),
+        (&["serve", "--context", "0"], "--context"),
+        (&["serve", "--served-model-name", ""], "--served-model-name"),
     ] {
         let message = refused(args);
         assert!(message.contains(expected), "{args:?}: {message}");
@@ -201,4 +208,30 @@ fn bad_models() {
     let bytes = fs::read(&shard).unwrap();
     fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
     assert!(run().contains("model.safetensors: is truncated"), "{}", run());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let bench = &["bench", "--prefill", "8", "--decode", "1", "--runs", "1"][..];
+    let demo = &["demo", "--context", "300", "--seed", "5"][..];
+    for args in [
+        demo.to_vec(),
+        [demo, &["--json"]].concat(),
+        bench.to_vec(),
+        [bench, &["--json"]].concat(),
+        vec!["run", "--max-tokens", "1", "Hello"],
+    ] {
+        let run =
+            |stdout: Stdio| Command::new(env!("CARGO_BIN_EXE_fathom")).args(&args).stdout(stdout).output().unwrap();
+        let out = run(fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into());
+        let message = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {message}");
+        assert!(message.contains("fathom: standard output: No space left"), "{args:?}: {message}");
+        // A reader that has gone, as `head` does, is nothing wrong.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let out = run(writer.into());
+        assert_eq!(out.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
 }

@@ -1,5 +1,6 @@
 //! `fathom bench`: how fast a model reads and writes, at any depth, beside what the machine could do.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -10,7 +11,7 @@ use serde_json::json;
 
 use super::Outcome;
 use super::model::{Files, Loaded, Options, load};
-use crate::ui::{Progress, commas, peak_rss};
+use crate::ui::{Progress, commas, forget_peak, out, peak_rss};
 
 /// Flags of `fathom bench`.
 #[derive(Debug, clap::Args)]
@@ -56,6 +57,9 @@ impl Tokens {
     }
 }
 
+/// As [`Outcome`], between threads.
+type Timed = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
 /// What a run does.
 #[derive(Clone, Copy)]
 enum Test {
@@ -92,6 +96,8 @@ pub fn bench(args: &Args) -> Outcome {
     model.device().ledger().limit(Share::State, loaded.plan.state + forked);
     eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     let peaks = model.device().peaks();
+    // What the probe held is no part of the runs.
+    forget_peak();
     eprintln!(
         "machine: reads {:.1} GB/s, f32 {:.0} Gflop/s, int8 {:.2} Top/s",
         peaks.read_bytes / 1e9,
@@ -100,18 +106,27 @@ pub fn bench(args: &Args) -> Outcome {
     );
     let tokens = Tokens { state: 1, vocab: model.config().vocab_size as u64 };
     let mut bench = Bench { args, loaded: &loaded, peaks, tokens };
-    Ok(model.device().scope(|| bench.all(&depths))?)
+    model.device().scope(|| bench.all(&depths)).map_err(|e| e as Box<dyn std::error::Error>)
 }
 
 impl Bench<'_> {
-    fn all(&mut self, depths: &[usize]) -> Result<(), fathom_model::Error> {
+    fn all(&mut self, depths: &[usize]) -> Timed {
         let model = &*self.loaded.model;
         let mut base = model.new_state()?;
         if !self.args.json {
-            println!(
+            writeln!(
+                out(),
                 "{:8} {:>8} {:>10} {:>12} {:>12} {:>12} {:>10} {:>8} {:>12}",
-                "test", "tokens", "depth", "tokens/s", "min", "max", "of memory", "of f32", "peak RSS"
-            );
+                "test",
+                "tokens",
+                "depth",
+                "tokens/s",
+                "min",
+                "max",
+                "of memory",
+                "of f32",
+                "peak RSS"
+            )?;
         }
         for &depth in depths {
             self.deepen(&mut base, depth)?;
@@ -142,7 +157,7 @@ impl Bench<'_> {
         self.loaded.chunk
     }
 
-    fn test(&mut self, base: &State<Cpu>, test: Test, n: usize) -> Result<(), fathom_model::Error> {
+    fn test(&mut self, base: &State<Cpu>, test: Test, n: usize) -> Timed {
         let model = &*self.loaded.model;
         let mut rates = Vec::new();
         for run in 0..=self.args.runs {
@@ -166,7 +181,7 @@ impl Bench<'_> {
             }
         }
         rates.sort_by(f64::total_cmp);
-        self.report(test, base.position(), n, &rates, self.cost(model, test, base.position(), n));
+        self.report(test, base.position(), n, &rates, self.cost(model, test, base.position(), n))?;
         Ok(())
     }
 
@@ -186,7 +201,7 @@ impl Bench<'_> {
         all
     }
 
-    fn report(&self, test: Test, depth: usize, n: usize, rates: &[f64], cost: Cost) {
+    fn report(&self, test: Test, depth: usize, n: usize, rates: &[f64], cost: Cost) -> std::io::Result<()> {
         let name = match test {
             Test::Prefill => "prefill",
             Test::Decode => "decode",
@@ -198,7 +213,8 @@ impl Bench<'_> {
         let compute = (cost.flops / self.peaks.f32_flops + cost.int8 / self.peaks.int8_ops) / seconds;
         if self.args.json {
             let each = |total: f64| (total / n as f64).round();
-            println!(
+            writeln!(
+                out(),
                 "{}",
                 json!({
                     "test": name,
@@ -221,16 +237,17 @@ impl Bench<'_> {
                     },
                     "peak_rss_bytes": peak_rss(),
                 })
-            );
+            )
         } else {
-            println!(
+            writeln!(
+                out(),
                 "{name:8} {:>8} {:>10} {median:>12.1} {min:>12.1} {max:>12.1} {:>9.0} % {:>6.0} % {:>12}",
                 commas(n),
                 commas(depth),
                 bandwidth * 100.0,
                 compute * 100.0,
                 peak_rss().map_or_else(|| "?".into(), human)
-            );
+            )
         }
     }
 }

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fathom_engine::{Finish, Request};
-use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
+use rustyline::{
+    Cmd, ConditionalEventHandler, DefaultEditor, Event, EventContext, EventHandler, KeyEvent, RepeatCount,
+};
 
 use super::Outcome;
 use super::ask::{Reading, ask};
 use super::model::{Files, Options, load};
 use super::run::{SamplingArgs, Think, print};
 use crate::chat::{Effort, Message, Role};
+use crate::ui::out;
 
 /// Flags of `fathom chat`.
 #[derive(Debug, clap::Args)]
@@ -32,7 +35,7 @@ pub struct Args {
     max_tokens: Option<NonZeroUsize>,
     /// The most tokens of the conversation [default: what the model holds]
     #[arg(long)]
-    context: Option<usize>,
+    context: Option<NonZeroUsize>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -43,12 +46,24 @@ const HELP: &str = "\
 /think off|low|high|max   how hard to think before an answer
 /clear                    forget the conversation
 /exit                     leave (or Ctrl-D)
-Ctrl-C stops an answer; the part that was said is kept.";
+Ctrl-C stops an answer; the part that was said is kept. At the prompt it drops the line.";
+
+/// Ctrl-C at the prompt: notes whether there was anything to drop.
+struct DropLine {
+    was_empty: Arc<AtomicBool>,
+}
+
+impl ConditionalEventHandler for DropLine {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, context: &EventContext<'_>) -> Option<Cmd> {
+        self.was_empty.store(context.line().is_empty(), Ordering::Relaxed);
+        Some(Cmd::Interrupt)
+    }
+}
 
 /// Talks until the person leaves.
 pub fn chat(args: &Args) -> Outcome {
     let files = Files::open(args.model.as_deref())?;
-    let loaded = load(&files, &args.options, args.context)?;
+    let loaded = load(&files, &args.options, args.context.map(usize::from))?;
     let (vocab, eos) = (files.checkpoint.config().vocab_size, files.checkpoint.config().eos_token_id);
     let sampling = args.sampling.sampling();
     sampling.check(vocab)?;
@@ -64,12 +79,21 @@ pub fn chat(args: &Args) -> Outcome {
         args.system.iter().map(|text| Message { role: Role::System, text: text.clone() }).collect();
     let mut messages = beginning.clone();
     let mut editor = DefaultEditor::new()?;
-    let mut out = io::stdout();
+    let was_empty = Arc::new(AtomicBool::new(true));
+    let drop_line = DropLine { was_empty: Arc::clone(&was_empty) };
+    editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(Box::new(drop_line)));
+    let mut out = out();
     eprintln!("Type a message, or /help.");
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
-            Err(ReadlineError::Interrupted | ReadlineError::Eof) => return Ok(()),
+            Err(ReadlineError::Eof) => return Ok(()),
+            Err(ReadlineError::Interrupted) => {
+                if was_empty.swap(true, Ordering::Relaxed) {
+                    eprintln!("(Ctrl-D or /exit leaves)");
+                }
+                continue;
+            }
             Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => {
                 eprintln!("fathom: standard input: a line that is not UTF-8 was left out");
                 continue;

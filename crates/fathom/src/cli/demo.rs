@@ -1,6 +1,6 @@
 //! `fathom demo`: the embedded model finds a needle in a long text.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use super::ask::{Answer, Reading, Shown, ask};
 use super::model::{Files, Loaded, Options, load};
 use crate::chat::{Effort, Message, Prompter, Role};
 use crate::demo::{Document, document};
-use crate::ui::{commas, peak_rss};
+use crate::ui::{commas, out, peak_rss};
 
 /// Tokens that the answer and the turn's marks may take.
 const ROOM: usize = 64;
@@ -59,7 +59,7 @@ pub fn demo(args: &Args) -> Outcome {
         found += u32::from(one(args, &loaded, &engine, &prompter, eos, seed)?);
     }
     if args.seeds > 1 && !args.json {
-        println!("found {found} of {}", args.seeds);
+        writeln!(out(), "found {found} of {}", args.seeds)?;
     }
     Ok(())
 }
@@ -87,7 +87,7 @@ fn one(
         eprintln!("text {seed}: {} tokens, {what}{place}", commas(tokens));
     }
     let request = Request { prompt, max_tokens: Some(32), stop_tokens: vec![eos], sampling: Sampling::greedy() };
-    let mut out = io::stdout();
+    let mut out = out();
     let question = text.prompt.rsplit_once(". ").map_or("", |(_, question)| question);
     let mut asked = false;
     let cancel = Arc::new(AtomicBool::new(false));
@@ -105,7 +105,7 @@ fn one(
     let found = answer.text.trim() == text.expected;
     let seconds = start.elapsed().as_secs_f64();
     if args.json {
-        println!("{}", report(args, loaded, seed, &text, tokens, &answer, found, seconds));
+        writeln!(out, "{}", report(args, loaded, seed, &text, tokens, &answer, found, seconds))?;
     } else {
         verdict(args, loaded, &text, &answer, found, &mut out)?;
     }

@@ -13,8 +13,9 @@ use fathom_kernels::human;
 
 use super::Outcome;
 use super::ask::{Reading, Shown, ask};
-use super::model::{Files, Options, is_model, load};
+use super::model::{EMBEDDED, Files, Options, load};
 use crate::chat::{Effort, Message, Role};
+use crate::ui::out;
 
 /// The most bytes of one file that are read: some fifty times a million tokens.
 const LARGEST_TEXT: u64 = 256 << 20;
@@ -23,10 +24,10 @@ const LARGEST_TEXT: u64 = 256 << 20;
 #[derive(Debug, Clone, clap::Args)]
 pub struct SamplingArgs {
     /// 0 takes the likeliest token always
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = temperature)]
     temperature: f32,
     /// Keep the likeliest tokens that together have this probability
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = top_p)]
     top_p: f32,
     /// Keep this many of the likeliest tokens; 0 keeps all
     #[arg(long, default_value_t = 0)]
@@ -43,6 +44,20 @@ pub struct SamplingArgs {
     /// Taken off tokens for each time they were said
     #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
     frequency_penalty: f32,
+}
+
+/// The API's range; the engine would take more.
+fn temperature(text: &str) -> Result<f32, String> {
+    let value: f32 = text.parse().unwrap_or(f32::NAN);
+    let within = (0.0..=2.0).contains(&value);
+    within.then_some(value).ok_or_else(|| format!("temperature is {text}; it must be a number from 0 to 2"))
+}
+
+/// The API's range; the engine would take 0 too.
+fn top_p(text: &str) -> Result<f32, String> {
+    let value: f32 = text.parse().unwrap_or(f32::NAN);
+    let within = value > 0.0 && value <= 1.0;
+    within.then_some(value).ok_or_else(|| format!("top_p is {text}; it must be a number above 0 and at most 1"))
 }
 
 impl SamplingArgs {
@@ -112,7 +127,7 @@ pub struct Args {
     stop: Vec<String>,
     /// The most tokens of prompt and answer [default: what the model holds]
     #[arg(long)]
-    context: Option<usize>,
+    context: Option<NonZeroUsize>,
     /// One JSON object at the end instead of text
     #[arg(long)]
     json: bool,
@@ -124,16 +139,13 @@ pub struct Args {
 
 /// Answers one prompt.
 pub fn run(args: &Args) -> Outcome {
-    let (folder, words) = match args.words.split_first() {
-        Some((first, rest)) if is_model(first) => (Some(Path::new(first.as_str())), rest),
-        _ => (None, &args.words[..]),
-    };
+    let (folder, words) = model_and_prompt(&args.words)?;
     let files = Files::open(folder)?;
     let prompt = prompt(words, &args.file)?;
     if prompt.trim().is_empty() {
         return Err("there is no prompt; give one as an argument, with --file or on standard input".into());
     }
-    let loaded = load(&files, &args.options, args.context)?;
+    let loaded = load(&files, &args.options, args.context.map(usize::from))?;
     let (vocab, eos) = (files.checkpoint.config().vocab_size, files.checkpoint.config().eos_token_id);
     let sampling = args.sampling.sampling();
     sampling.check(vocab)?;
@@ -153,7 +165,7 @@ pub fn run(args: &Args) -> Outcome {
     let engine = loaded.engine(1);
     let request =
         Request { prompt: tokens, max_tokens: args.max_tokens.map(usize::from), stop_tokens: vec![eos], sampling };
-    let mut out = io::stdout();
+    let mut out = out();
     let mut thinking = false;
     let cancel = Arc::new(AtomicBool::new(false));
     let answer = ask(&loaded, &engine, prompter.tokenizer(), request, reading, false, &cancel, |shown| {
@@ -169,6 +181,26 @@ pub fn run(args: &Args) -> Outcome {
     }
     eprintln!("{}", answer.numbers());
     Ok(())
+}
+
+/// The model's folder, if one is named, and the words of the prompt. Of two words or more the first is the model; a word
+/// alone is one if it is `demo` or a folder, or looks like a path. `-`, standard input, is always part of the prompt.
+fn model_and_prompt(words: &[String]) -> Result<(Option<&Path>, &[String]), String> {
+    let Some((first, rest)) = words.split_first().filter(|(first, _)| *first != "-") else {
+        return Ok((None, words));
+    };
+    let path = Path::new(first);
+    let exists = first == EMBEDDED || path.is_dir();
+    let path_like = ["/", "./", "../", "~"].iter().any(|start| first.starts_with(start));
+    match (exists, rest.is_empty()) {
+        (true, _) => Ok((Some(path), rest)),
+        (false, true) if !path_like => Ok((None, words)),
+        (false, true) => Err(format!("{first}: no such folder; MODEL is the folder of a checkpoint")),
+        (false, false) => Err(format!(
+            "{first}: no such folder; the first of several words is MODEL, the folder of a checkpoint or {EMBEDDED}, and a \
+             prompt of several words stands in quotes"
+        )),
+    }
 }
 
 /// Prints part of an answer, thinking set apart; returns whether it was thinking.
@@ -269,6 +301,34 @@ fn count(files: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_or_a_prompt() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("model");
+        fs::create_dir(&folder).unwrap();
+        let folder = folder.to_str().unwrap();
+        let split = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+            model_and_prompt(&words).map(|(model, prompt)| (model.map(Path::to_owned), prompt.join(" ")))
+        };
+        let model = |model: &str, prompt: &str| Ok((Some(model.into()), prompt.to_owned()));
+        let prompt = |prompt: &str| Ok((None, prompt.to_owned()));
+        assert_eq!(split(&[]), prompt(""));
+        assert_eq!(split(&["demo"]), model("demo", ""));
+        assert_eq!(split(&["demo", "and/or", "-"]), model("demo", "and/or -"));
+        assert_eq!(split(&[folder]), model(folder, ""));
+        assert_eq!(split(&[folder, "why?"]), model(folder, "why?"));
+        for text in ["and/or", "https://example.org/a", "-", "What is a fathom?", ".5", "DeepSeek-V4-Flash"] {
+            assert_eq!(split(&[text]), prompt(text));
+        }
+        assert_eq!(split(&["-", "why?"]), prompt("- why?"));
+        fs::remove_dir(folder).unwrap();
+        for words in [&[folder][..], &["./none"], &["../none"], &["~/none"], &["none", "why?"], &["no/ne", "why?"]] {
+            let message = split(words).unwrap_err();
+            assert!(message.starts_with(&format!("{}: no such folder", words[0])), "{message}");
+        }
+    }
 
     #[test]
     fn prompts_are_put_together() {

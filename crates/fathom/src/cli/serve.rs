@@ -1,7 +1,10 @@
 //! `fathom serve`: the OpenAI chat API over HTTP.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
+
+use clap::builder::NonEmptyStringValueParser;
 
 use super::Outcome;
 use super::model::{Files, Options, load};
@@ -19,7 +22,7 @@ pub struct Args {
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// The model's name in the API [default: the folder's name]
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     served_model_name: Option<String>,
     /// Requests that run or wait at once
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
@@ -29,7 +32,7 @@ pub struct Args {
     think: bool,
     /// The most tokens of prompt and answer [default: what the model holds]
     #[arg(long)]
-    context: Option<usize>,
+    context: Option<NonZeroUsize>,
     #[command(flatten)]
     options: Options,
 }
@@ -37,7 +40,7 @@ pub struct Args {
 /// Serves until Ctrl-C.
 pub fn serve(args: &Args) -> Outcome {
     let files = Files::open(args.model.as_deref())?;
-    let loaded = load(&files, &args.options, args.context)?;
+    let loaded = load(&files, &args.options, args.context.map(usize::from))?;
     let eos = files.checkpoint.config().eos_token_id;
     let name = args.served_model_name.clone().unwrap_or_else(|| files.name.clone());
     eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));

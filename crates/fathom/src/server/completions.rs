@@ -40,12 +40,13 @@ pub(super) async fn completions<G: Generate>(
     let body = tokio::time::timeout(PATIENCE, read(request.into_body(), service.limits.body))
         .await
         .map_err(|_| ApiError::other(StatusCode::REQUEST_TIMEOUT, "timeout", "The body took too long to arrive."))??;
+    let work = service.work();
     // A million tokens take a while to encode: not on a thread that answers others.
     let encoder = Arc::clone(&service);
     let (request, prompt) = tokio::task::spawn_blocking(move || encode(&encoder, &body))
         .await
         .map_err(|_| ApiError::internal("Reading the request failed."))??;
-    start(&service, request, prompt, slot)?.respond().await
+    start(&service, request, prompt, slot, work)?.respond().await
 }
 
 /// The body's bytes, at most `limit` of them.
@@ -103,6 +104,7 @@ fn start<G: Generate>(
     request: ChatRequest,
     prompt: Vec<u32>,
     slot: OwnedSemaphorePermit,
+    work: Arc<()>,
 ) -> Result<Started, ApiError> {
     let ChatRequest { mut converted, sampling } = request;
     let id = response_id();
@@ -117,9 +119,12 @@ fn start<G: Generate>(
     let engine_request = Request { prompt, max_tokens, stop_tokens: stop_tokens.clone(), sampling };
     let (send, events) = mpsc::unbounded_channel();
     // The engine's thread does nothing but pass events on; nobody there to hear them ends the generation.
-    let sink = move |event| match send.send(event) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(_) => ControlFlow::Break(()),
+    let sink = move |event| {
+        let _work = &work;
+        match send.send(event) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
     };
     service.engine.submit(engine_request, Box::new(sink)).map_err(|error| ApiError::from_engine(&error))?;
     let answer = Answer::new(events, output, prompt_tokens, stop_tokens, slot);

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use deepseek_recipe::openai::ChatCompletionRequest;
 use deepseek_recipe::request::{ConversationRequest, ConversionError, ConversionOptions, ProtocolRequest};
-use deepseek_recipe_core::conversation::ResponseFormat;
 use deepseek_recipe_core::tools::ToolChoice;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -59,10 +58,24 @@ struct Sampled {
 /// the parameter.
 pub fn parse_chat(body: &[u8], served: &Served) -> Result<ChatRequest, ApiError> {
     let mut body: Value = serde_json::from_slice(body).map_err(|error| not_json(body, &error))?;
-    translate(&mut body)?;
-    let sampled: Sampled = typed(&body)?;
-    let request: ChatCompletionRequest = typed(&body)?;
-    only_text(&body)?;
+    let newer = translate(&mut body)?;
+    understand(&body, served).map_err(|error| if newer { as_sent(error) } else { error })
+}
+
+/// A refusal of `max_completion_tokens`, which conversion knows as `max_tokens`.
+fn as_sent(mut error: ApiError) -> ApiError {
+    if error.param.as_deref() == Some("max_tokens") {
+        error.message = error.message.replace("max_tokens", "max_completion_tokens");
+        error.param = Some("max_completion_tokens".to_owned());
+    }
+    error
+}
+
+fn understand(body: &Value, served: &Served) -> Result<ChatRequest, ApiError> {
+    let sampled: Sampled = typed(body)?;
+    let request: ChatCompletionRequest = typed(body)?;
+    only_text(body)?;
+    only_free_text(body)?;
     if request.model != served.model {
         return Err(ApiError::no_such_model(&request.model, &served.model));
     }
@@ -77,10 +90,6 @@ pub fn parse_chat(body: &[u8], served: &Served) -> Result<ChatRequest, ApiError>
         ConversionError::BadRequest { detail } => ApiError::bad_as_it_says(detail),
         ConversionError::Internal { detail } => ApiError::internal(detail),
     })?;
-    if matches!(converted.conversation.response_format, ResponseFormat::Regex(_)) {
-        let message = "response_format 'regex' is not supported; use 'text', 'json_object' or 'json_schema'.";
-        return Err(ApiError::bad(Some("response_format"), message));
-    }
     if converted.conversation.tool_choice == ToolChoice::Required && !served.tools {
         let message = "tool_choice cannot force a call: this model's vocabulary has no token for tool calls.";
         return Err(ApiError::bad(Some("tool_choice"), message));
@@ -89,12 +98,15 @@ pub fn parse_chat(body: &[u8], served: &Served) -> Result<ChatRequest, ApiError>
     Ok(ChatRequest { converted, sampling })
 }
 
-/// Puts newer spellings of OpenAI's into the older ones that DeepSeek's conversion reads.
-fn translate(body: &mut Value) -> Result<(), ApiError> {
+/// Puts newer spellings of OpenAI's into the older ones that DeepSeek's conversion reads. Returns whether `max_tokens` was
+/// sent as `max_completion_tokens`.
+fn translate(body: &mut Value) -> Result<bool, ApiError> {
     let Some(body) = body.as_object_mut() else {
         return Err(ApiError::wrong_type(None, "The body must be a JSON object."));
     };
-    if let Some(tokens) = body.remove("max_completion_tokens").filter(|tokens| !tokens.is_null()) {
+    let newer = body.remove("max_completion_tokens").filter(|tokens| !tokens.is_null());
+    let is_newer = newer.is_some();
+    if let Some(tokens) = newer {
         if !tokens.is_u64() {
             let name = "max_completion_tokens";
             let message = format!("Invalid '{name}': {tokens} is not a whole number from 1.");
@@ -107,7 +119,21 @@ fn translate(body: &mut Value) -> Result<(), ApiError> {
             *role = "system".into();
         }
     }
-    Ok(())
+    Ok(is_newer)
+}
+
+/// Refuses formats of the answer: nothing here holds the model to one.
+fn only_free_text(body: &Value) -> Result<(), ApiError> {
+    match body["response_format"]["type"].as_str() {
+        None | Some("text") => Ok(()),
+        Some(kind) => {
+            let message = format!(
+                "response_format '{kind}' is not supported: this version cannot guarantee the format of an answer. Use \
+                 'text', ask for the format in a message, and check what comes."
+            );
+            Err(ApiError::bad(Some("response_format"), message))
+        }
+    }
 }
 
 /// Refuses images and the like, which the conversion would leave out without a word.

@@ -1,21 +1,28 @@
 //! The server: its state, its routes, and how it stops.
 
-use std::future::Future;
+use std::future::{Future, IntoFuture};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::completions::{completions, now};
 use super::{ApiError, Generate, Served};
 use crate::Error;
 use crate::chat::Prompter;
+
+/// What connections get to end by themselves once the server stops and nothing runs: one may have half a request to send,
+/// or answers that nobody reads.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// How much the server takes on.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +47,8 @@ pub struct Service<G> {
     pub(super) eos: u32,
     pub(super) limits: Limits,
     slots: Arc<Semaphore>,
+    /// Held by every request that is encoded, waits for the engine or runs.
+    work: Arc<()>,
     started: u64,
 }
 
@@ -56,11 +65,15 @@ impl<G: Generate> Service<G> {
             tools: prompter.tokenizer().can_call_tools(),
         };
         let slots = Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)));
-        Service { engine, prompter, served, eos, limits, slots, started: now() }
+        Service { engine, prompter, served, eos, limits, slots, work: Arc::new(()), started: now() }
     }
 
     pub(super) fn take_slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         Arc::clone(&self.slots).try_acquire_owned().map_err(|_| ApiError::busy(self.limits.requests))
+    }
+
+    pub(super) fn work(&self) -> Arc<()> {
+        Arc::clone(&self.work)
     }
 
     fn card(&self) -> Value {
@@ -91,8 +104,9 @@ async fn models<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Val
 
 async fn model<G: Generate>(
     State(service): State<Arc<Service<G>>>,
-    Path(model): Path<String>,
+    model: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let Path(model) = model.map_err(|error| ApiError::bad(Some("model"), format!("{}.", error.body_text())))?;
     if model != service.served.model {
         return Err(ApiError::no_such_model(&model, &service.served.model));
     }
@@ -130,23 +144,52 @@ pub fn serve<G: Generate>(
     runtime.block_on(async {
         let listener = TcpListener::bind(address).await.map_err(|cause| Error::Listen { address, cause })?;
         ready(listener.local_addr().map_err(Error::Serve)?);
-        serve_until(listener, router(Arc::new(service)), stop_signal()).await
+        serve_until(listener, Arc::new(service), stop_signal()).await
     })
 }
 
-/// Serves on `listener` until `stop` comes, then finishes what runs.
-pub(super) async fn serve_until(
+/// Serves on `listener` until `stop` comes, then finishes what runs. Connections that are open when nothing has run for
+/// [`GRACE`] are left to the runtime, which ends them with itself.
+pub(super) async fn serve_until<G: Generate>(
     listener: TcpListener,
-    router: Router,
+    service: Arc<Service<G>>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
-    axum::serve(listener, router).with_graceful_shutdown(stop).await.map_err(Error::Serve)
+    let work = service.work();
+    let (stopping, stopped) = oneshot::channel();
+    let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async {
+        stop.await;
+        let _ = stopping.send(());
+    });
+    let idle = async {
+        if stopped.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        nothing_runs(&work).await;
+    };
+    tokio::select! {
+        ended = serving.into_future() => ended.map_err(Error::Serve),
+        () = idle => Ok(()),
+    }
+}
+
+/// Waits until there has been no work for [`GRACE`].
+async fn nothing_runs(work: &Arc<()>) {
+    let mut since = Instant::now();
+    while since.elapsed() < GRACE {
+        // The service has one, and this function the other.
+        if Arc::strong_count(work) > 2 {
+            since = Instant::now();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Waits for the first signal to stop, and leaves someone behind to wait for the second.
 async fn stop_signal() {
     signalled().await;
-    tracing::warn!("finishing the requests that are here; interrupt again to end at once");
+    // Nobody may be there to read it, which is no reason to end.
+    let _ = writeln!(std::io::stderr(), "stopping: requests that run are finished first; Ctrl-C again ends at once");
     tokio::spawn(async {
         signalled().await;
         std::process::exit(130);

@@ -1,9 +1,11 @@
 //! What a person sees on a terminal: progress, memory, numbers.
 
 mod memory;
+mod out;
 mod progress;
 
-pub use memory::{Plan, peak_rss};
+pub use memory::{Plan, forget_peak, peak_rss};
+pub use out::out;
 pub use progress::Progress;
 
 /// A whole number with commas: `1,048,576`.

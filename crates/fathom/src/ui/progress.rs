@@ -41,7 +41,7 @@ impl Progress {
         if self.quiet || self.start.elapsed() < PATIENCE {
             return;
         }
-        let message = format!("{}/s, {} left, {memory}", commas(self.speed() as usize), duration(self.left()));
+        let message = self.message(memory);
         if std::io::stderr().is_terminal() {
             let total = self.total as u64;
             let bar = self.bar.get_or_insert_with(|| {
@@ -55,6 +55,12 @@ impl Progress {
             self.last_line = Instant::now();
             eprintln!("reading: {} of {} tokens, {message}", commas(done), commas(self.total));
         }
+    }
+
+    /// Speed, time left and, where there is something to say, memory.
+    fn message(&self, memory: &str) -> String {
+        let comma = if memory.is_empty() { "" } else { ", " };
+        format!("{}/s, {} left{comma}{memory}", commas(self.speed() as usize), duration(self.left()))
     }
 
     /// The bar goes away.
@@ -104,5 +110,7 @@ mod tests {
         // A token at position x costs 1 + x/100 seconds: the first 400 took 400 + 800, the rest takes 600 + 4,200.
         p.points = (0..=4).map(|i| (i * 100, (i * 100) as f64 + (i * 100 * i * 100) as f64 / 200.0)).collect();
         assert!((p.left() - 4800.0).abs() < 1.0, "{}", p.left());
+        assert!(p.message("").ends_with(" left"), "{}", p.message(""));
+        assert!(p.message("state 1 MB").ends_with(" left, state 1 MB"), "{}", p.message("state 1 MB"));
     }
 }

@@ -32,7 +32,7 @@ async fn the_openai_python_client_is_content() {
     parrot.pause = Duration::from_millis(1);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
-    let server = tokio::spawn(serve_until(listener, parrot.router(), std::future::pending()));
+    let server = tokio::spawn(serve_until(listener, parrot.small_service(), std::future::pending()));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients/openai_chat.py");
     let talk = move || Command::new(python).arg(script).args(["--expect-tool-call", "--base-url", &base_url]).output();
     let output = tokio::task::spawn_blocking(talk).await.unwrap().unwrap();

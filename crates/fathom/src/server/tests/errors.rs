@@ -30,6 +30,8 @@ async fn values_out_of_range_are_named() {
         ("n", json!(2)),
         ("max_tokens", json!(0)),
         ("max_tokens", json!(5000)),
+        ("max_completion_tokens", json!(0)),
+        ("max_completion_tokens", json!(5000)),
         ("seed", json!(u64::MAX)),
         ("top_logprobs", json!(5)),
         ("logit_bias", json!({"x": 1})),
@@ -42,10 +44,14 @@ async fn values_out_of_range_are_named() {
         ("messages", json!([{"role": "tool", "tool_call_id": "x", "content": "y"}])),
         ("response_format", json!({"type": "regex", "regex": "a+"})),
         ("response_format", json!({"type": "json_object"})),
+        ("response_format", json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}})),
     ] {
         let message = refused(ask(json!({param: value})), StatusCode::BAD_REQUEST, Some(param)).await;
         assert!(!message.is_empty());
+        assert!(param != "max_completion_tokens" || message.contains(param), "{message}");
     }
+    let (status, reply) = post(&Parrot::new("x"), ask(json!({"response_format": {"type": "text"}}))).await;
+    assert_eq!(status, StatusCode::OK, "{reply}");
     let picture = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
     let param = Some("messages[0].content[0].type");
     refused(ask(json!({"messages": picture})), StatusCode::BAD_REQUEST, param).await;
@@ -114,6 +120,7 @@ async fn unknown_models_and_addresses() {
         ("POST", "/v1/completions", StatusCode::NOT_FOUND),
         ("GET", "/v1/chat/completions", StatusCode::METHOD_NOT_ALLOWED),
         ("POST", "/health", StatusCode::METHOD_NOT_ALLOWED),
+        ("GET", "/v1/models/%ff", StatusCode::BAD_REQUEST),
     ] {
         let (got, text) = send(parrot.router(), method, path, "").await;
         assert_eq!(got, status, "{method} {path}");

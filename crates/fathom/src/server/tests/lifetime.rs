@@ -8,8 +8,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use super::{Parrot, ask, post, read_events};
+use crate::server::Limits;
 use crate::server::serve::serve_until;
-use crate::server::{Limits, router};
 
 /// Waits for something to become true, ten seconds at most.
 pub async fn until(mut done: impl FnMut() -> bool) {
@@ -45,7 +45,7 @@ async fn a_client_that_leaves_stops_its_generation() {
         let parrot = slow(2000);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(serve_until(listener, parrot.router(), std::future::pending()));
+        let server = tokio::spawn(serve_until(listener, parrot.small_service(), std::future::pending()));
         let connection = connect(address, &ask(json!({"stream": stream})).to_string()).await;
         until(|| parrot.seen.tokens.load(Ordering::SeqCst) > 3).await;
         drop(connection);
@@ -61,7 +61,7 @@ async fn stopping_finishes_what_runs_and_takes_no_more() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = tokio::spawn(serve_until(listener, parrot.router(), async {
+    let server = tokio::spawn(serve_until(listener, parrot.small_service(), async {
         stopped.await.unwrap();
     }));
     let mut connection = connect(address, &ask(json!({"stream": true})).to_string()).await;
@@ -76,12 +76,34 @@ async fn stopping_finishes_what_runs_and_takes_no_more() {
 }
 
 #[tokio::test]
-async fn a_full_queue_says_come_back() {
-    let parrot = slow(2000);
-    let router = router(parrot.service(Limits { requests: 1, body: 1000 }));
+async fn half_a_request_does_not_keep_the_server() {
+    let parrot = slow(100);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(serve_until(listener, router, std::future::pending()));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(serve_until(listener, parrot.small_service(), async {
+        stopped.await.unwrap();
+    }));
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost").await.unwrap();
+    let mut whole = connect(address, &ask(json!({})).to_string()).await;
+    until(|| parrot.seen.tokens.load(Ordering::SeqCst) > 3).await;
+    stop.send(()).unwrap();
+    let mut text = String::new();
+    whole.read_to_string(&mut text).await.unwrap();
+    assert!(text.contains("word word"), "{text}");
+    tokio::time::timeout(Duration::from_secs(20), server).await.unwrap().unwrap().unwrap();
+    assert!(!parrot.seen.cancelled.load(Ordering::SeqCst));
+    drop(half);
+}
+
+#[tokio::test]
+async fn a_full_queue_says_come_back() {
+    let parrot = slow(2000);
+    let service = parrot.service(Limits { requests: 1, body: 1000 });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(serve_until(listener, service, std::future::pending()));
     let body = ask(json!({"stream": true})).to_string();
     let first = connect(address, &body).await;
     until(|| parrot.seen.tokens.load(Ordering::SeqCst) > 0).await;

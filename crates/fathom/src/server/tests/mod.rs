@@ -69,8 +69,12 @@ impl Parrot {
         Arc::new(Service::new(self.clone(), prompter, "parrot", 1, false, limits))
     }
 
+    fn small_service(&self) -> Arc<Service<Parrot>> {
+        self.service(Limits { requests: 2, body: 100_000 })
+    }
+
     fn router(&self) -> Router {
-        router(self.service(Limits { requests: 2, body: 100_000 }))
+        router(self.small_service())
     }
 
     fn speak(self, request: Request, mut sink: Sink) {
