@@ -1,6 +1,6 @@
 //! Opening a model: the flags that all commands share, the files, the plan, the engine.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,8 +19,8 @@ const CONFIG: &[u8] = include_bytes!("../../assets/demo-model/config.json");
 const WEIGHTS: &[u8] = include_bytes!("../../assets/demo-model/model-00001.safetensors");
 const TOKENIZER: &[u8] = include_bytes!("../../assets/demo-model/tokenizer.json");
 
-/// What the program itself takes: code, threads with their panels, the allocator's slack.
-const PROGRAM: u64 = 48 << 20;
+/// What the program itself takes: code, threads with their panels, the allocator's slack, which varies by tens of MiB.
+const PROGRAM: u64 = 80 << 20;
 /// fastokens' table of words that its threads share, made when the first long text is read: 2^19 entries of 64 bytes.
 const WORDS: u64 = 32 << 20;
 
@@ -152,10 +152,4 @@ impl Loaded {
         let options = EngineOptions { prefill_chunk: self.chunk, queue, context: self.context };
         Engine::start(Arc::clone(&self.model), options)
     }
-}
-
-/// Whether the first of some words is a model: a folder, `demo`, or something that looks like a path.
-pub fn is_model(word: &str) -> bool {
-    let path_like = word.contains('/') && !word.contains(char::is_whitespace);
-    word == EMBEDDED || path_like || PathBuf::from(word).is_dir()
 }
