@@ -141,6 +141,9 @@ impl Checkpoint {
     fn check_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<(), (String, String)> {
         let full = self.full_name(name);
         let Some(entry) = self.tensors.get(full.as_str()) else { return Err((full, "is missing".to_owned())) };
+        if let Some(problem) = self.unfit(name, entry) {
+            return Err((full, problem));
+        }
         let scale = format!("{name}.scale");
         let scales = [Dtype::F8_E8M0, Dtype::U8];
         match entry.dtype {
@@ -159,6 +162,23 @@ impl Checkpoint {
             }
             other => Err((full, format!("is {other:?}; a matrix must be BF16, F32, F8_E4M3 or FP4 in I8 with scales"))),
         }
+    }
+
+    /// Why a matrix of this type cannot stand in this place, whatever its shape: experts of a layer are multiplied together,
+    /// and two matrices are not multiplied as others are.
+    fn unfit(&self, name: &str, entry: &Entry) -> Option<String> {
+        let dtype = entry.dtype;
+        if name == "embed" && (dtype == Dtype::F8_E4M3 || is_fp4(dtype)) {
+            return Some(format!("is {dtype:?}; embeddings must be BF16 or F32"));
+        }
+        if name.ends_with(".attn.wo_a") && is_fp4(dtype) {
+            return Some(format!("is {dtype:?}, which is FP4; it must be FP8, BF16 or F32"));
+        }
+        let (layer, _) = name.split_once(".ffn.experts.")?;
+        let first = format!("{layer}.ffn.experts.0.w1.weight");
+        let other = self.tensors.get(first.as_str())?.dtype;
+        let same = other == dtype || is_fp4(other) && is_fp4(dtype);
+        (!same).then(|| format!("is {dtype:?}, but {first} is {other:?}; a layer's experts must be of one format"))
     }
 
     /// `name.weight`, or `name` for those that have no such ending.
@@ -266,6 +286,11 @@ impl Checkpoint {
         };
         Ok(Matrix { format, rows, cols, data: self.bytes(&full)?, scale })
     }
+}
+
+/// Two values to a byte, or a type of their own.
+fn is_fp4(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::I8 | Dtype::U8 | Dtype::F4)
 }
 
 fn file_name(shards: &[Shard], shard: u32) -> String {

@@ -172,3 +172,16 @@ fn a_model_of_the_largest_size_opens() {
     assert_eq!(checkpoint.counts().1, tensors);
     assert!(tensors > 140_000);
 }
+
+/// Types that a matrix may have, but not in that place.
+#[test]
+fn formats_that_do_not_fit_are_named() {
+    let experts = [("layers.0.ffn.experts.1.w3", Dtype::BF16), ("layers.0.ffn.experts.2.w2", Dtype::F8_E4M3)];
+    for (name, dtype) in experts.into_iter().chain([("embed", Dtype::F8_E4M3), ("layers.1.attn.wo_a", Dtype::I8)]) {
+        let mut checkpoint = Synth::tiny(1).checkpoint().unwrap();
+        let full = format!("{name}.weight");
+        checkpoint.tensors.get_mut(full.as_str()).unwrap().dtype = dtype;
+        let text = checkpoint.check().expect_err("it does not fit").to_string();
+        assert!(text.contains(&full) && text.contains("must be"), "{text}");
+    }
+}

@@ -49,6 +49,11 @@ impl Quantised {
         Quantised { width, blocks }
     }
 
+    /// Whether the inputs have that many columns, as far as blocks tell.
+    pub(super) fn fits(&self, cols: usize) -> bool {
+        self.width == cols.div_ceil(BLOCK)
+    }
+
     /// Bytes that [`Quantised::new`] takes for `n` inputs.
     pub(crate) const fn bytes(n: usize, cols: usize) -> usize {
         n * cols.div_ceil(BLOCK) * size_of::<Int8Block>()

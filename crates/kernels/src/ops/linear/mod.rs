@@ -78,7 +78,11 @@ pub(crate) fn product(
 ) {
     assert!(rows.end <= w.rows, "rows of a matrix");
     match (input, picks) {
-        (Input::Int8(x), _) => isa.run(int8::Product { w, rows, x, picks, out }),
+        (Input::Int8(x), _) => {
+            // What is unsafe below reads codes and scales as FP4 has them.
+            assert!(w.format == Format::Fp4 && x.fits(w.cols), "rounded inputs meet FP4 of their width");
+            isa.run(int8::Product { w, rows, x, picks, out });
+        }
         (Input::Float { data, stride, offset }, &[pick]) => {
             let x = &data[pick as usize * stride + offset..][..w.cols];
             // SAFETY: the only slice.
