@@ -70,8 +70,12 @@ impl Sampling {
             let range = format!("a number from {least} to {most}");
             Err(Error::Sampling { parameter, value: value.to_string(), range })
         };
-        within("temperature", self.temperature, 0.0, 100.0)?;
+        within("temperature", self.temperature, 0.0, 2.0)?;
         within("top_p", self.top_p, 0.0, 1.0)?;
+        if self.top_p == 0.0 {
+            let range = "a number above 0 and at most 1".to_owned();
+            return Err(Error::Sampling { parameter: "top_p", value: "0".into(), range });
+        }
         within("min_p", self.min_p, 0.0, 1.0)?;
         within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;

@@ -24,10 +24,10 @@ const LARGEST_TEXT: u64 = 256 << 20;
 #[derive(Debug, Clone, clap::Args)]
 pub struct SamplingArgs {
     /// 0 takes the likeliest token always
-    #[arg(long, default_value_t = 1.0, value_parser = temperature)]
+    #[arg(long, default_value_t = 1.0)]
     temperature: f32,
     /// Keep the likeliest tokens that together have this probability
-    #[arg(long, default_value_t = 1.0, value_parser = top_p)]
+    #[arg(long, default_value_t = 1.0)]
     top_p: f32,
     /// Keep this many of the likeliest tokens; 0 keeps all
     #[arg(long, default_value_t = 0)]
@@ -44,20 +44,6 @@ pub struct SamplingArgs {
     /// Taken off tokens for each time they were said
     #[arg(long, default_value_t = 0.0, allow_hyphen_values = true)]
     frequency_penalty: f32,
-}
-
-/// The API's range; the engine would take more.
-fn temperature(text: &str) -> Result<f32, String> {
-    let value: f32 = text.parse().unwrap_or(f32::NAN);
-    let within = (0.0..=2.0).contains(&value);
-    within.then_some(value).ok_or_else(|| format!("temperature is {text}; it must be a number from 0 to 2"))
-}
-
-/// The API's range; the engine would take 0 too.
-fn top_p(text: &str) -> Result<f32, String> {
-    let value: f32 = text.parse().unwrap_or(f32::NAN);
-    let within = value > 0.0 && value <= 1.0;
-    within.then_some(value).ok_or_else(|| format!("top_p is {text}; it must be a number above 0 and at most 1"))
 }
 
 impl SamplingArgs {

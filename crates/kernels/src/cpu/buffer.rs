@@ -12,7 +12,7 @@ use crate::{Error, Reservation, Share};
 
 /// State this large gets pages of its own from the system: it lives long among scratch that comes and goes, and would
 /// otherwise keep a heap's holes from being used or given back.
-const MAPPED: usize = 4 << 10;
+const MAPPED: usize = 64 << 10;
 
 /// Memory of the CPU device: bytes of its own, or a read-only view of somebody else's (a mapped file).
 pub struct Buffer(Storage);

@@ -173,7 +173,7 @@ impl Device for Cpu {
     }
 
     fn experts_bytes(&self, rows: usize, slots: usize, width: usize, inter: usize) -> usize {
-        experts::scratch_bytes(rows, slots, width, inter)
+        rows * slots * inter * 4 + experts::scratch_bytes(&self.pool, rows, slots, width, inter)
     }
 
     fn index_bytes(&self, shape: IndexShape, rows: usize) -> usize {
@@ -460,7 +460,7 @@ impl Device for Cpu {
         let Some(first) = experts.first() else { return Ok(()) };
         let (pairs, inter) = (x.rows * routing.slots, first.w1.rows);
         let mut h = self.array(pairs, inter)?;
-        let own = experts::scratch_bytes(x.rows, routing.slots, x.width, inter) - pairs * inter * 4;
+        let own = experts::scratch_bytes(&self.pool, x.rows, routing.slots, x.width, inter);
         let _held = self.ledger.reserve(Share::Scratch, own)?;
         let (isa, pool, profile) = (self.isa, &self.pool, self.profile);
         let (x, h, y) = (x.data.f32(), h.data.f32_mut(), y.data.f32_mut());

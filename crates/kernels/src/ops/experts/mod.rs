@@ -142,8 +142,8 @@ pub(crate) fn experts(
     pool.each(up_tasks.len(), |i| {
         let Task { expert, pairs, rows } = &up_tasks[i];
         let size = rows.len() * pairs.len();
-        let (mut gate, mut up) = ([0.0; ROWS * INPUTS], [0.0; ROWS * INPUTS]);
-        let (gate, up) = (&mut gate[..size], &mut up[..size]);
+        let mut both = vec![0.0; 2 * size];
+        let (gate, up) = both.split_at_mut(size);
         let picks: Vec<u32> = pairs.iter().map(|pair| (pair / slots) as u32).collect();
         let expert = &experts[*expert];
         for (w, out) in [(&expert.w1, &mut *gate), (&expert.w3, &mut *up)] {
@@ -204,8 +204,9 @@ fn sum_slots<'a>(y: &mut [f32], slots: usize, slot: impl Fn(usize) -> &'a [f32])
     y.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum);
 }
 
-/// Bytes that [`experts`] takes for itself and for h at most.
-pub(crate) fn scratch_bytes(n: usize, slots: usize, width: usize, inter: usize) -> usize {
+/// Bytes that [`experts`] takes for itself at most, h not counted.
+pub(crate) fn scratch_bytes(pool: &Pool, n: usize, slots: usize, width: usize, inter: usize) -> usize {
     let pairs = n * slots;
-    pairs * inter * 4 + Quantised::bytes(n, width) + Quantised::bytes(pairs, inter) + pairs * 16
+    let down = pool.threads() * pairs * columns(pairs.max(1)).min(width) * 4;
+    down + Quantised::bytes(n, width) + Quantised::bytes(pairs, inter) + pairs * 16
 }
