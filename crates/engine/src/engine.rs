@@ -42,6 +42,18 @@ struct Queue {
     closed: bool,
 }
 
+impl Queue {
+    /// Tells those who wait how many are ahead; those who are gone lose their places.
+    fn tell_waiting(&mut self) {
+        let mut ahead = usize::from(self.running);
+        self.waiting.retain_mut(|(_, sink)| {
+            let stays = sink(Event::Queued { ahead }).is_continue();
+            ahead += usize::from(stays);
+            stays
+        });
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -75,7 +87,8 @@ impl Engine {
         Engine { shared, thread: Arc::new(Mutex::new(Some(thread))) }
     }
 
-    /// Takes a request. `sink` gets its events, on the engine's thread: it must be quick. Break cancels.
+    /// Takes a request. `sink` gets its events, on the engine's thread or, while it waits, on those of others who submit: it
+    /// must be quick, and must not call the engine. Break cancels.
     ///
     /// # Errors
     /// What is wrong with the request, [`Error::QueueFull`], [`Error::ShuttingDown`].
@@ -88,6 +101,9 @@ impl Engine {
         let mut queue = self.shared.lock();
         if queue.closed {
             return Err(Error::ShuttingDown);
+        }
+        if queue.waiting.len() >= self.shared.options.queue && queue.running {
+            queue.tell_waiting();
         }
         let ahead = queue.waiting.len() + usize::from(queue.running);
         if queue.waiting.len() >= self.shared.options.queue && queue.running {
@@ -180,6 +196,7 @@ impl<D: Device> Worker<D> {
         loop {
             if let Some((request, sink)) = queue.waiting.pop_front() {
                 queue.running = true;
+                queue.tell_waiting();
                 drop(queue);
                 let model = Arc::clone(&self.model);
                 model.device().scope(|| self.serve(request, sink));

@@ -32,6 +32,15 @@ pub enum Error {
     /// A pass over this session failed before.
     #[error("the session's state is broken by an earlier error; start it again")]
     Broken,
+    /// Logits that are no numbers.
+    #[error(
+        "the logits after position {position} are not finite: a weight is damaged or not of this model (download the \
+         checkpoint again), or a number of config.json is far out of its usual range"
+    )]
+    NotFinite {
+        /// The first such position.
+        position: usize,
+    },
     /// A hash layer's table points outside the layer's experts.
     #[error("{tensor} sends token {token} to expert {expert}, but there are {experts}; the checkpoint is damaged")]
     HashTable {

@@ -59,6 +59,14 @@ pub(crate) struct Batch<'a, 's, D: Device> {
     pub layout: Layout,
 }
 
+impl<D: Device> Batch<'_, '_, D> {
+    /// The position in its session of a row of the batch.
+    fn position(&self, row: usize) -> usize {
+        let span = self.spans.iter().find(|span| span.rows.contains(&row));
+        span.map_or(0, |span| span.start + row - span.rows.start)
+    }
+}
+
 /// Rows of a batch that attention takes at once: its queries and outputs are the widest there are.
 pub(crate) struct Strip<D: Device> {
     pub rows: Range<usize>,
@@ -225,7 +233,11 @@ impl<D: Device> Model<D> {
         let x = device.rms_norm(&x, &self.norm, self.config.rms_norm_eps)?;
         let logits = device.linear(&x, &self.head)?; // [m, vocab]
         let bytes = device.read(&logits.data, 0..rows.len() * vocab * 4)?;
-        let mut values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(Error::NotFinite { position: batch.position(rows[at / vocab]) });
+        }
+        let mut values = values.into_iter();
         Ok(wanted.into_iter().map(|rows| values.by_ref().take(rows.len() * vocab).collect()).collect())
     }
 }

@@ -16,6 +16,8 @@ pub(crate) fn frequencies(config: &Config, compressed: bool) -> Vec<f32> {
     let dim = |beta: f64| r as f64 * ln(length / (beta * 2.0 * std::f64::consts::PI)) / (2.0 * ln(base));
     let low = dim(beta_fast).floor().max(0.0);
     let high = dim(beta_slow).ceil().min((r - 1) as f64);
+    // As the official code: a ramp of no length is a step.
+    let high = if high == low { low + 1e-3 } else { high };
     plain
         .enumerate()
         .map(|(i, f)| {
@@ -42,5 +44,14 @@ mod tests {
         assert_eq!(yarn[0], 1.0, "the fastest turn as they are");
         let slowest = 160_000f64.powf(-62.0 / 64.0) / 16.0;
         assert_eq!(yarn[31], slowest as f32, "the slowest sixteen times slower");
+    }
+
+    #[test]
+    fn a_ramp_of_no_length_is_a_step() {
+        let mut config = Config::parse(&std::fs::read("../../fixtures/tiny/config.json").unwrap()).unwrap();
+        // Few enough positions that both ends are the first frequency.
+        config.rope_scaling.original_max_position_embeddings = 6;
+        let steps = frequencies(&config, true);
+        assert_eq!((steps[0], steps[31]), (1.0, (160_000f64.powf(-62.0 / 64.0) / 16.0) as f32));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
@@ -110,9 +112,41 @@ impl Checkpoint {
             }
         });
         match first {
-            None => Ok(()),
+            None => self.check_extent(),
             Some((tensor, problem, file)) => Err(Error::Tensor { tensor, file, problem, others_too: wrong - 1 }),
         }
+    }
+
+    /// No layer has more than the configuration gives it: then one of the two is another model's.
+    fn check_extent(&self) -> Result<(), Error> {
+        let foreign = self.tensors.keys().filter_map(|name| Some((name, self.foreign(name)?)));
+        match foreign.min_by_key(|(name, _)| *name) {
+            None => Ok(()),
+            Some((name, (field, says))) => {
+                let file = file_name(&self.shards, self.tensors[name].shard);
+                let problem = format!("{says}, but {file} has tensor {name}");
+                Err(Error::Config { field: field.to_owned(), problem })
+            }
+        }
+    }
+
+    /// The field that has no room for this tensor, and what it says.
+    fn foreign(&self, name: &str) -> Option<(&'static str, String)> {
+        let c = &self.config;
+        let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+        let layer: usize = layer.parse().ok()?;
+        if layer >= c.num_hidden_layers {
+            // Third parties number their draft blocks on from the layers.
+            let draft = self.tensors.contains_key(format!("layers.{layer}.enorm.weight").as_str());
+            return (!draft).then(|| ("num_hidden_layers", format!("is {}", c.num_hidden_layers)));
+        }
+        let ratio = c.compress_ratios[layer];
+        let kept = match rest.strip_prefix("attn.")?.split('.').next()? {
+            "compressor" => ratio > 0,
+            "indexer" => ratio == 4,
+            _ => true,
+        };
+        (!kept).then(|| ("compress_ratios", format!("has {ratio} for layer {layer}")))
     }
 
     /// Where a missing tensor was looked for.
@@ -147,6 +181,9 @@ impl Checkpoint {
         let scale = format!("{name}.scale");
         let scales = [Dtype::F8_E8M0, Dtype::U8];
         match entry.dtype {
+            Dtype::F32 | Dtype::BF16 if self.tensors.contains_key(scale.as_str()) => {
+                Err((scale, format!("is there, but {full} is {:?}, which has no scales", entry.dtype)))
+            }
             Dtype::F32 | Dtype::BF16 => self.check_plain(&full, &[entry.dtype], &[rows, cols]),
             Dtype::F8_E4M3 => {
                 self.check_plain(&full, &[entry.dtype], &[rows, cols])?;
@@ -299,12 +336,18 @@ fn file_name(shards: &[Shard], shard: u32) -> String {
 
 fn read_json(path: &Path) -> Result<Vec<u8>, Error> {
     let read = |cause| Error::Read { path: path.to_owned(), cause };
-    let size = std::fs::metadata(path).map_err(read)?.len();
-    if size > MAX_JSON {
-        let problem = format!("has {size} bytes, too many for a JSON file of a checkpoint");
-        return Err(Error::File { path: path.to_owned(), problem });
+    let wrong = |problem: String| Error::File { path: path.to_owned(), problem };
+    let found = std::fs::metadata(path).map_err(read)?;
+    // Asked before opening: to open a pipe is to wait for its writer, and a device may never end.
+    if !found.is_file() {
+        return Err(wrong("is not a regular file".into()));
     }
-    std::fs::read(path).map_err(read)
+    if found.len() > MAX_JSON {
+        return Err(wrong(format!("has {} bytes, too many for a JSON file of a checkpoint", found.len())));
+    }
+    let mut bytes = Vec::with_capacity(found.len() as usize);
+    File::open(path).map_err(read)?.take(MAX_JSON).read_to_end(&mut bytes).map_err(read)?;
+    Ok(bytes)
 }
 
 /// `model.safetensors.index.json`: which shard has which tensor.
@@ -320,6 +363,9 @@ impl Index {
             weight_map: HashMap<String, String>,
         }
         match serde_json::from_slice::<Raw>(&read_json(&path)?) {
+            Ok(raw) if raw.weight_map.is_empty() => {
+                Err(Error::File { problem: "has an empty weight_map; download it again".into(), path })
+            }
             Ok(raw) => Ok(Index { path, weight_map: raw.weight_map.into_iter().collect() }),
             Err(e) => Err(Error::File { problem: format!("is no index of shards: {e}"), path }),
         }

@@ -70,7 +70,7 @@ impl Fields<'_> {
     fn size(&self, name: &str, range: RangeInclusive<usize>, default: Option<usize>) -> Result<usize, Error> {
         let limits = format!("a whole number from {} to {}", range.start(), range.end());
         match (self.0.get(name), default) {
-            (None | Some(Value::Null), Some(default)) => Ok(default),
+            (None, Some(default)) => Ok(default),
             (None, None) => wrong(name, format!("is missing; it must be {limits}")),
             (Some(value), _) => match value.as_u64().and_then(|v| usize::try_from(v).ok()) {
                 Some(v) if range.contains(&v) => Ok(v),
@@ -81,7 +81,7 @@ impl Fields<'_> {
 
     fn number(&self, name: &str, least: f64, most: f64, default: Option<f64>) -> Result<f64, Error> {
         match (self.0.get(name), default) {
-            (None | Some(Value::Null), Some(default)) => Ok(default),
+            (None, Some(default)) => Ok(default),
             (None, None) => wrong(name, format!("is missing; it must be a number from {least} to {most}")),
             (Some(value), _) => match value.as_f64() {
                 Some(v) if (least..=most).contains(&v) => Ok(v),
@@ -93,9 +93,18 @@ impl Fields<'_> {
     /// A field that has one value we can run; absent counts as that value.
     fn only(&self, name: &str, value: Value) -> Result<(), Error> {
         match self.0.get(name) {
-            None | Some(Value::Null) => Ok(()),
+            None => Ok(()),
             Some(found) if *found == value => Ok(()),
             Some(found) => wrong(name, format!("is {found}; fathom runs models with {value} only")),
+        }
+    }
+
+    /// An object that may be absent or null.
+    fn part(&self, name: &str) -> Result<Option<Fields<'_>>, Error> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(inner)) => Ok(Some(Fields(inner))),
+            Some(found) => wrong(name, format!("is {found}; it must be an object")),
         }
     }
 }
@@ -117,6 +126,8 @@ impl Config {
             Some(other) => return wrong("model_type", format!("is {other}; fathom runs \"deepseek_v4\" only")),
             None => return wrong("model_type", "is missing; it must be \"deepseek_v4\""),
         }
+        architectures(map)?;
+        quantization(&f)?;
         f.only("scoring_func", "sqrtsoftplus".into())?;
         f.only("topk_method", "noaux_tc".into())?;
         f.only("hidden_act", "silu".into())?;
@@ -201,6 +212,45 @@ impl Config {
     }
 }
 
+/// Errors of the fields of `object` name it too.
+fn inside(object: &str) -> impl Fn(Error) -> Error + '_ {
+    move |e| match e {
+        Error::Config { field, problem } => Error::Config { field: format!("{object}.{field}"), problem },
+        other => other,
+    }
+}
+
+/// `architectures` is what `model_type` says, where it is there.
+fn architectures(map: &Map<String, Value>) -> Result<(), Error> {
+    const NAME: &str = "architectures";
+    let ours = |v: &Value| v.as_str().is_some_and(|name| name.starts_with("DeepseekV4"));
+    match map.get(NAME) {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Array(list)) if list.iter().any(ours) => Ok(()),
+        Some(found) => wrong(NAME, format!("is {found}; fathom runs [\"DeepseekV4ForCausalLM\"] only")),
+    }
+}
+
+/// How matrices are stored, where the config says. Which matrices are, and as what, the files themselves say.
+fn quantization(f: &Fields<'_>) -> Result<(), Error> {
+    const NAME: &str = "quantization_config";
+    if let Some(q) = f.part(NAME)? {
+        let known = [
+            ("quant_method", Value::from("fp8")),
+            ("fmt", "e4m3".into()),
+            ("scale_fmt", "ue8m0".into()),
+            ("weight_block_size", vec![128, 128].into()),
+            ("activation_scheme", "dynamic".into()),
+        ];
+        known.into_iter().try_for_each(|(name, value)| q.only(name, value)).map_err(inside(NAME))?;
+    }
+    match f.0.get("expert_dtype") {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::String(s)) if matches!(s.as_str(), "fp4" | "fp8" | "bf16") => Ok(()),
+        Some(found) => wrong("expert_dtype", format!("is {found}; fathom knows \"fp4\", \"fp8\" and \"bf16\"")),
+    }
+}
+
 fn ratios(map: &Map<String, Value>, layers: usize) -> Result<Vec<usize>, Error> {
     const NAME: &str = "compress_ratios";
     let Some(Value::Array(list)) = map.get(NAME) else {
@@ -222,24 +272,30 @@ fn yarn(map: &Map<String, Value>) -> Result<Yarn, Error> {
     let Some(Value::Object(inner)) = map.get("rope_scaling").or_else(|| map.get("rope_parameters")) else {
         return wrong("rope_scaling", "is missing or not an object; it must describe YaRN");
     };
-    match inner.get("type").or_else(|| inner.get("rope_type")) {
-        Some(Value::String(s)) if s == "yarn" => {}
-        Some(other) => return wrong("rope_scaling.type", format!("is {other}; fathom knows \"yarn\" only")),
-        None => return wrong("rope_scaling.type", "is missing; it must be \"yarn\""),
+    let names = ["type", "rope_type"].map(|name| (name, inner.get(name)));
+    for (name, kind) in names.iter().filter_map(|(name, kind)| Some((name, (*kind)?))) {
+        if kind != "yarn" {
+            return wrong(&format!("rope_scaling.{name}"), format!("is {kind}; fathom knows \"yarn\" only"));
+        }
+    }
+    if names.iter().all(|(_, kind)| kind.is_none()) {
+        return wrong("rope_scaling.type", "is missing; it must be \"yarn\"");
     }
     let f = Fields(inner);
-    let part = |e: Error| match e {
-        Error::Config { field, problem } => Error::Config { field: format!("rope_scaling.{field}"), problem },
-        other => other,
+    let read = || {
+        let (fast, slow) =
+            (f.number("beta_fast", 1e-3, 1e6, Some(32.0))?, f.number("beta_slow", 1e-3, 1e6, Some(1.0))?);
+        if fast < slow {
+            return wrong("beta_fast", format!("is {fast}, but beta_slow is {slow}; it must be no less"));
+        }
+        Ok(Yarn {
+            factor: f.number("factor", 1.0, 1e6, None)?,
+            beta_fast: fast,
+            beta_slow: slow,
+            original_max_position_embeddings: f.size("original_max_position_embeddings", 1..=MAX_POSITIONS, None)?,
+        })
     };
-    Ok(Yarn {
-        factor: f.number("factor", 1.0, 1e6, None).map_err(part)?,
-        beta_fast: f.number("beta_fast", 1e-3, 1e6, Some(32.0)).map_err(part)?,
-        beta_slow: f.number("beta_slow", 1e-3, 1e6, Some(1.0)).map_err(part)?,
-        original_max_position_embeddings: f
-            .size("original_max_position_embeddings", 1..=MAX_POSITIONS, None)
-            .map_err(part)?,
-    })
+    read().map_err(inside("rope_scaling"))
 }
 
 #[cfg(test)]
@@ -285,6 +341,19 @@ mod tests {
             ("max_position_embeddings", "999999999", "max_position_embeddings is 999999999"),
             ("eos_token_id", "512", "outside the vocabulary"),
             ("rms_norm_eps", "-1", "rms_norm_eps is -1"),
+            ("hc_mult", "null", "hc_mult is null"),
+            ("hidden_act", "null", "hidden_act is null"),
+            ("architectures", "[\"LlamaForCausalLM\"]", "architectures is [\"LlamaForCausalLM\"]"),
+            ("expert_dtype", "\"int4\"", "expert_dtype is \"int4\""),
+            ("quantization_config", "7", "quantization_config is 7"),
+            ("quantization_config", "{\"fmt\": \"e5m2\"}", "quantization_config.fmt is \"e5m2\""),
+            ("quantization_config", "{\"weight_block_size\": [64, 64]}", "weight_block_size is [64,64]"),
+            ("rope_scaling", "{\"type\": \"yarn\", \"rope_type\": \"linear\"}", "rope_scaling.rope_type is \"linear\""),
+            (
+                "rope_scaling",
+                "{\"type\": \"yarn\", \"factor\": 16, \"beta_fast\": 1, \"beta_slow\": 32}",
+                "rope_scaling.beta_fast is 1, but beta_slow is 32",
+            ),
         ];
         for (field, value, expected) in bad {
             let mut map = tiny();

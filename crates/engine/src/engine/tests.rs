@@ -109,3 +109,35 @@ fn cancels_queues_and_drains() {
     assert!(matches!(last(receive), Some(Event::Done { reason: Finish::Cancelled, .. })));
     assert!(matches!(last(waited), Some(Event::Done { reason: Finish::Length, .. })));
 }
+
+/// Who leaves while waiting leaves the place to others; who stays hears how the queue moves.
+#[test]
+fn those_who_leave_lose_their_places() {
+    let engine = engine(8, 2, 5000);
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let running = move |_| match stopped.load(std::sync::atomic::Ordering::SeqCst) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    engine.submit(request(prompt(4000), 100), running).unwrap();
+    while engine.load() != (0, true) {
+        std::thread::yield_now();
+    }
+    let waiting = || {
+        let (send, receive) = mpsc::channel();
+        let sink = move |event| send.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue);
+        engine.submit(request(prompt(10), 1), sink).map(|()| receive)
+    };
+    let (gone, stays) = (waiting().unwrap(), waiting().unwrap());
+    assert!(matches!(waiting(), Err(Error::QueueFull { waiting: 2 })));
+    drop(gone);
+    let last = waiting().unwrap();
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    let ahead = |events: mpsc::Receiver<Event>| -> Vec<usize> {
+        let queued = |event| if let Event::Queued { ahead } = event { Some(ahead) } else { None };
+        events.into_iter().filter_map(queued).collect()
+    };
+    assert_eq!(ahead(stays), [2, 2, 1], "on coming, when one was turned away, and when one had gone");
+    assert_eq!(ahead(last), [2, 1]);
+}

@@ -22,6 +22,9 @@ const LARGEST_FILE: u64 = 256 << 20;
 /// largest id, so ids are checked before it sees them.
 const LARGEST_ID: u64 = 1 << 22;
 
+/// How many tokens a model may have that its tokenizer does not know: vocabularies are padded to round numbers.
+const PADDING: usize = 255;
+
 /// An id that no vocabulary has and no text stands for. To DeepSeek's parser it is a special token: at one, the parser
 /// gives what it held back.
 pub(super) const NO_TOKEN: u32 = u32::MAX;
@@ -119,13 +122,18 @@ impl Tokenizer {
     /// can be written with it.
     ///
     /// # Errors
-    /// [`Error::TokenizerForeign`] names the first difference. A vocabulary smaller than the model's is none: models
-    /// pad theirs.
+    /// [`Error::TokenizerForeign`] names the first difference. A vocabulary a little smaller than the model's is none:
+    /// models pad theirs.
     pub fn check(&self, vocab_size: usize, bos: u32, eos: u32) -> Result<(), Error> {
         let foreign = |cause| Err(Error::TokenizerForeign { path: self.path.clone(), cause });
         if self.ends.len() > vocab_size {
             let largest = self.ends.len() - 1;
             return foreign(format!("its largest token id is {largest}, the model's vocab_size is {vocab_size}"));
+        }
+        let missing = vocab_size - self.ends.len();
+        if missing > PADDING.min(vocab_size / 8) {
+            let here = self.ends.len();
+            return foreign(format!("it has {here} tokens, the model's vocab_size is {vocab_size}"));
         }
         for token in REQUIRED {
             if !self.added.contains_key(token.default_str()) {
@@ -319,6 +327,14 @@ fn merge_added(json: &mut Value, config: &Value) {
 
 /// One more than the largest token id; refuses ids that would make the tables absurdly large.
 fn count_ids(json: &Value) -> Result<usize, String> {
+    match json.pointer("/model/type") {
+        None => {}
+        Some(kind) if kind == "BPE" => {}
+        Some(kind) => return Err(format!("its model.type is {kind}; V4's is \"BPE\"")),
+    }
+    if !json.pointer("/model/merges").is_some_and(Value::is_array) {
+        return Err("it has no list model.merges".to_owned());
+    }
     let vocab = json.pointer("/model/vocab").and_then(Value::as_object).ok_or("it has no model.vocab")?;
     let added = json.get("added_tokens").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let ids = vocab.iter().map(|(token, id)| (token.as_str(), id));

@@ -10,6 +10,8 @@ use std::sync::atomic::AtomicBool;
 use clap::builder::NonEmptyStringValueParser;
 use fathom_engine::{Request, Sampling};
 use fathom_kernels::human;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 
 use super::Outcome;
 use super::ask::{Reading, Shown, ask};
@@ -90,10 +92,11 @@ impl From<Think> for Effort {
 /// Flags of `fathom run`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// MODEL, a folder with an official checkpoint (the embedded model where left out), then the prompt
+    /// MODEL, a folder with an official checkpoint (the embedded model where left out), then the prompt; a word - stands for
+    /// standard input, which is read without it only where there is no other prompt
     #[arg(value_name = "MODEL] [PROMPT")]
     words: Vec<String>,
-    /// A file or folder to put before the prompt; may be given again
+    /// A file or folder to put before the prompt, or - for standard input; may be given again
     #[arg(long, value_name = "PATH")]
     file: Vec<PathBuf>,
     /// Instructions above the conversation
@@ -210,8 +213,11 @@ pub fn print(out: &mut impl Write, shown: Shown<'_>, thinking: bool) -> io::Resu
 /// Files, then standard input where it is piped in or asked for with `-`, then the words.
 fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::error::Error>> {
     let mut parts = Vec::new();
+    let stdin = || text("standard input", io::stdin());
     for path in files {
-        if path.is_dir() {
+        if path == Path::new("-") {
+            parts.push(stdin()?);
+        } else if path.is_dir() {
             let (mut found, mut left_out) = (Vec::new(), Vec::new());
             walk(path, &mut found, &mut left_out)?;
             if let Some(first) = left_out.first() {
@@ -229,12 +235,24 @@ fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::er
     }
     let (dash, words): (Vec<&String>, Vec<&String>) = words.iter().partition(|word| *word == "-");
     if !dash.is_empty() || (words.is_empty() && files.is_empty() && !io::stdin().is_terminal()) {
-        parts.push(text("standard input", io::stdin())?);
+        parts.push(stdin()?);
+    } else if !files.iter().any(|path| path == Path::new("-")) && stdin_has_data() {
+        eprintln!("standard input was not read: a word - among the prompt's puts it there");
     }
     if !words.is_empty() {
         parts.push(words.into_iter().map(String::as_str).collect::<Vec<_>>().join(" "));
     }
     Ok(parts.join("\n\n"))
+}
+
+/// Whether somebody piped something in that nobody asked for. Not whether somebody will: a pipe that a parent left open
+/// stays silent for ever, so it is not waited for.
+fn stdin_has_data() -> bool {
+    let stdin = io::stdin();
+    let mut asked = [PollFd::new(&stdin, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let is_pipe = rustix::fs::fstat(&stdin).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Fifo);
+    is_pipe && poll(&mut asked, Some(&now)).is_ok_and(|ready| ready > 0) && asked[0].revents().contains(PollFlags::IN)
 }
 
 /// A folder's files in order, each under its name. Hidden ones, links and what is no file are passed over; files that are

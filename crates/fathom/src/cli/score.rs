@@ -1,13 +1,18 @@
 //! `fathom score`: the logits of given tokens.
 
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use fathom_engine::prefill;
-use fathom_kernels::{Cpu, Device};
+use fathom_kernels::{Cpu, Device, human};
 use fathom_model::{LogitsWanted, Model, Segment};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
+
+/// The largest file of tokens that is read, in bytes: a million take 4 MB.
+const LARGEST_TOKENS: u64 = 256 << 20;
 
 use super::Outcome;
 use super::model::{Files, Options, load};
@@ -34,6 +39,8 @@ pub struct Args {
 /// Scores a file of tokens.
 pub fn score(args: &Args) -> Outcome {
     let (prompt, tokens) = read(&args.tokens)?;
+    // Before the work, not after it: a place that cannot be written to.
+    let output = Output::create(&args.output)?;
     let files = Files::open(args.model.as_deref())?;
     let total = prompt.len() + tokens.len();
     let limit = files.checkpoint.config().max_position_embeddings;
@@ -53,7 +60,7 @@ pub fn score(args: &Args) -> Outcome {
     let logits = model.device().scope(|| {
         if args.batch { with_another(model, &prompt, &tokens, chunk) } else { alone(model, &prompt, &tokens, chunk) }
     })?;
-    write(&args.output, &logits, files.checkpoint.config().vocab_size)
+    output.write(&serialized(&logits, files.checkpoint.config().vocab_size)?)
 }
 
 fn alone(model: &Model<Cpu>, prompt: &[u32], tokens: &[u32], chunk: usize) -> Result<Vec<f32>, fathom_model::Error> {
@@ -106,7 +113,12 @@ fn with_another(
 /// `prompt` and `tokens` of a file.
 fn read(path: &Path) -> Result<(Vec<u32>, Vec<u32>), Box<dyn std::error::Error>> {
     let name = path.display();
-    let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    let failed = |e: io::Error| format!("cannot read {name}: {e}");
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(LARGEST_TOKENS + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > LARGEST_TOKENS {
+        return Err(format!("{name}: more than {}, longer than any prompt", human(LARGEST_TOKENS)).into());
+    }
     fathom_weights::check_header(&bytes).map_err(|problem| format!("{name}: {problem}"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| format!("{name}: {e}"))?;
     let tensor = |tensor: &str| -> Result<Vec<u32>, String> {
@@ -130,15 +142,93 @@ fn read(path: &Path) -> Result<(Vec<u32>, Vec<u32>), Box<dyn std::error::Error>>
     Ok((prompt, tokens))
 }
 
-/// Writes a file whole or not at all.
-fn write(path: &Path, logits: &[f32], vocab: usize) -> Outcome {
+/// The bytes of a file with `logits`.
+fn serialized(logits: &[f32], vocab: usize) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![logits.len() / vocab, vocab], &bytes)?;
-    let file = serialize([("logits", view)], None)?;
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let failed = |e: std::io::Error| format!("cannot write {}: {e}", path.display());
-    std::fs::write(&partial, file).map_err(failed)?;
-    std::fs::rename(&partial, path).map_err(failed)?;
-    Ok(())
+    Ok(serialize([("logits", view)], None)?)
+}
+
+/// A file that is written whole or not at all.
+struct Output {
+    path: PathBuf,
+    file: File,
+    /// Where the file grows until it takes the place of `path`; none where that is a device or a pipe, which are written
+    /// to as they are.
+    partial: Option<PathBuf>,
+}
+
+impl Output {
+    fn create(path: &Path) -> Result<Output, String> {
+        let failed = |e: io::Error| format!("cannot write {}: {e}", path.display());
+        if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            let file = File::options().write(true).open(path).map_err(failed)?;
+            return Ok(Output { path: path.to_owned(), file, partial: None });
+        }
+        // Through a link, what it points to is replaced, not the link.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(format!(".{}.partial", std::process::id()));
+        let partial = PathBuf::from(partial);
+        let file = File::options().write(true).create_new(true).open(&partial).map_err(failed)?;
+        Ok(Output { path, file, partial: Some(partial) })
+    }
+
+    fn write(mut self, bytes: &[u8]) -> Outcome {
+        let failed = |e: io::Error| format!("cannot write {}: {e}", self.path.display());
+        self.file.write_all(bytes).map_err(failed)?;
+        if let Some(partial) = &self.partial {
+            fs::rename(partial, &self.path).map_err(failed)?;
+            self.partial = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some(partial) = &self.partial {
+            // There is nobody to tell, and why it could not be written has been said.
+            let _ = fs::remove_file(partial);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_are_whole_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("logits");
+        let names = || {
+            let names = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        drop(Output::create(&path).unwrap());
+        assert!(names().is_empty());
+        fs::write(&path, "before").unwrap();
+        let output = Output::create(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"before");
+        output.write(b"after").unwrap();
+        assert_eq!((fs::read(&path).unwrap().as_slice(), names().len()), (&b"after"[..], 1));
+        assert!(Output::create(&folder.path().join("none/logits")).is_err_and(|e| e.contains("none/logits")));
+        assert!(Output::create(folder.path()).is_err(), "a folder");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_and_devices_stay_what_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        fs::write(&target, "before").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        Output::create(&link).unwrap().write(b"after").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&target).unwrap(), b"after");
+        let device = Output::create(Path::new("/dev/null")).unwrap();
+        assert_eq!(device.partial, None);
+        device.write(b"gone").unwrap();
+    }
 }

@@ -20,7 +20,7 @@ pub struct ApiError {
 }
 
 /// The parameters that messages of other crates may name; the first one a message has is at fault.
-const PARAMS: [&str; 22] = [
+const PARAMS: [&str; 21] = [
     "temperature",
     "top_p",
     "top_k",
@@ -41,9 +41,12 @@ const PARAMS: [&str; 22] = [
     "reasoning_effort",
     "prefix",
     "messages",
-    "message",
     "n",
 ];
+
+/// Words by which such messages mean a parameter.
+const MEANT: [(&str, &str); 5] =
+    [("message", "messages"), ("Stop", "stop"), ("Tool", "tools"), ("schema", "tools"), ("tool_call", "tool_choice")];
 
 impl ApiError {
     /// 400: a request that is well-formed but cannot be met as it stands; `param` where one is at fault.
@@ -56,9 +59,9 @@ impl ApiError {
     pub fn bad_as_it_says(message: impl Into<String>) -> ApiError {
         let message = message.into();
         let mut words = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        let param = words.find_map(|word| PARAMS.into_iter().find(|&param| param == word));
-        let param = param.map(|param| if param == "message" { "messages" } else { param });
-        ApiError::bad(param, message)
+        let named = PARAMS.into_iter().map(|param| (param, param)).chain(MEANT);
+        let param = words.find_map(|word| named.clone().find(|&(known, _)| known == word));
+        ApiError::bad(param.map(|(_, param)| param), message)
     }
 
     /// 400: more tokens than the model's context holds.

@@ -76,6 +76,7 @@ fn understand(body: &Value, served: &Served) -> Result<ChatRequest, ApiError> {
     let request: ChatCompletionRequest = typed(body)?;
     only_text(body)?;
     only_free_text(body)?;
+    only_tools_that_are(body)?;
     if request.model != served.model {
         return Err(ApiError::no_such_model(&request.model, &served.model));
     }
@@ -134,6 +135,17 @@ fn only_free_text(body: &Value) -> Result<(), ApiError> {
             Err(ApiError::bad(Some("response_format"), message))
         }
     }
+}
+
+/// Refuses to force a call where there is no tool to call.
+fn only_tools_that_are(body: &Value) -> Result<(), ApiError> {
+    let choice = &body["tool_choice"];
+    let forced = choice == "required" || choice.is_object();
+    if forced && body["tools"].as_array().is_none_or(Vec::is_empty) {
+        let message = "tool_choice asks for a call, but there are no tools; send them as 'tools'.";
+        return Err(ApiError::bad(Some("tool_choice"), message));
+    }
+    Ok(())
 }
 
 /// Refuses images and the like, which the conversion would leave out without a word.
@@ -201,10 +213,10 @@ fn not_json(body: &[u8], error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// The key before the first `NaN` or `Infinity` outside of strings, as some clients write them.
+/// The body's key before the first `NaN` or `Infinity` outside of strings, as some clients write them.
 fn not_a_number(body: &[u8]) -> Option<(String, &'static str)> {
     let text = std::str::from_utf8(body).ok()?;
-    let mut key = "";
+    let (mut key, mut depth) = ("", 0i64);
     let mut at = 0;
     while at < text.len() {
         let rest = &text.as_bytes()[at..];
@@ -215,7 +227,9 @@ fn not_a_number(body: &[u8]) -> Option<(String, &'static str)> {
                 escaped = byte == b'\\' && !escaped;
                 closes
             })?;
-            key = &text[at + 1..at + 1 + end];
+            if depth == 1 {
+                key = &text[at + 1..at + 1 + end];
+            }
             at += end + 2;
             continue;
         }
@@ -223,6 +237,11 @@ fn not_a_number(body: &[u8]) -> Option<(String, &'static str)> {
             if rest.starts_with(word.as_bytes()) {
                 return Some((key.to_owned(), word));
             }
+        }
+        match rest[0] {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            _ => {}
         }
         at += 1;
     }

@@ -10,7 +10,8 @@ fn fixture() -> PathBuf {
 /// A small checkpoint in a folder that can be spoilt.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    Synth::tiny(1).set("num_hidden_layers", 3).set("compress_ratios", vec![0, 4, 128]).write(folder.path()).unwrap();
+    let synth = Synth::tiny(1).set("num_hidden_layers", 3).set("num_hash_layers", 1);
+    synth.set("compress_ratios", vec![0, 4, 128]).write(folder.path()).unwrap();
     folder
 }
 
@@ -102,6 +103,8 @@ fn indexes_are_checked() {
     assert!(message(spoilt.path()).contains("not a file of this folder"));
     write(r#"{"weight_map": {"nothing.weight": "model.safetensors"}}"#);
     assert!(message(spoilt.path()).contains("says that model.safetensors has tensor nothing.weight, but it has not"));
+    write(r#"{"weight_map": {}}"#);
+    assert!(message(spoilt.path()).contains("index.json: has an empty weight_map"));
     write("[]");
     assert!(message(spoilt.path()).contains("is no index of shards"));
     write(r#"{"weight_map": {"embed.weight": "model.safetensors"}}"#);
@@ -184,4 +187,44 @@ fn formats_that_do_not_fit_are_named() {
         let text = checkpoint.check().expect_err("it does not fit").to_string();
         assert!(text.contains(&full) && text.contains("must be"), "{text}");
     }
+}
+
+/// A configuration that leaves out part of what the files have is another model's.
+#[test]
+fn a_config_that_says_less_than_the_files_is_named() {
+    for (field, value, expected) in [
+        ("num_hidden_layers", "2", "num_hidden_layers is 2, but model.safetensors has tensor layers.2."),
+        (
+            "compress_ratios",
+            "[0, 0, 128]",
+            "compress_ratios has 0 for layer 1, but model.safetensors has tensor layers.1.attn.comp",
+        ),
+    ] {
+        let folder = folder();
+        let path = folder.path().join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config[field] = serde_json::from_str(value).unwrap();
+        fs::write(path, config.to_string()).unwrap();
+        let text = message(folder.path()).replace(folder.path().to_str().unwrap(), "").replace("/model", "model");
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn a_scale_that_nothing_uses_is_named() {
+    let mut checkpoint = Synth::tiny(1).checkpoint().unwrap();
+    let (scale, weight) = ("layers.1.attn.wkv.scale", "layers.1.attn.wkv.weight");
+    checkpoint.tensors.get_mut(weight).unwrap().dtype = Dtype::BF16;
+    let text = checkpoint.check().expect_err("its scale would be ignored").to_string();
+    assert!(text.contains(&format!("tensor {scale} is there, but {weight} is BF16")), "{text}");
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_are_no_files() {
+    let folder = folder();
+    let config = folder.path().join("config.json");
+    fs::remove_file(&config).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+    assert!(message(folder.path()).contains("config.json: is not a regular file"));
 }

@@ -40,6 +40,9 @@ async fn values_out_of_range_are_named() {
         ("logit_bias", json!({"5": 101})),
         ("stop", json!("")),
         ("stop", json!([""])),
+        ("stop", json!(vec!["x"; 40])),
+        ("tool_choice", json!("required")),
+        ("tool_choice", json!({"type": "function", "function": {"name": "x"}})),
         ("messages", json!([])),
         ("messages", json!([{"role": "tool", "tool_call_id": "x", "content": "y"}])),
         ("response_format", json!({"type": "regex", "regex": "a+"})),
@@ -49,6 +52,16 @@ async fn values_out_of_range_are_named() {
         let message = refused(ask(json!({param: value})), StatusCode::BAD_REQUEST, Some(param)).await;
         assert!(!message.is_empty());
         assert!(param != "max_completion_tokens" || message.contains(param), "{message}");
+    }
+    let tool = |name: &str, parameters: Value| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
+    let (good, other) =
+        (json!({"type": "object", "properties": {}}), json!({"type": "function", "function": {"name": "x"}}));
+    for (param, tools, choice) in [
+        ("tools", json!([tool("a", json!(7))]), json!("auto")),
+        ("tools", json!([tool("a", good.clone()), tool("a", good.clone())]), json!("auto")),
+        ("tool_choice", json!([tool("a", good)]), other),
+    ] {
+        refused(ask(json!({"tools": tools, "tool_choice": choice})), StatusCode::BAD_REQUEST, Some(param)).await;
     }
     let (status, reply) = post(&Parrot::new("x"), ask(json!({"response_format": {"type": "text"}}))).await;
     assert_eq!(status, StatusCode::OK, "{reply}");
@@ -101,7 +114,9 @@ async fn what_is_not_json_is_refused() {
 #[tokio::test]
 async fn numbers_json_does_not_have_are_named() {
     let parrot = Parrot::new("x");
-    for (value, param) in [("NaN", "temperature"), ("Infinity", "top_p"), ("-Infinity", "min_p")] {
+    for (value, param) in
+        [("NaN", "temperature"), ("Infinity", "top_p"), ("-Infinity", "min_p"), (r#"{"5": NaN}"#, "logit_bias")]
+    {
         let body = format!(r#"{{"model": "a \" NaN", "messages": [], "{param}": {value}}}"#);
         let (status, text) = send(parrot.router(), "POST", "/v1/chat/completions", body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST);
