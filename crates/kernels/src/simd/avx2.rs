@@ -28,10 +28,6 @@ impl Avx2 {
 #[derive(Clone, Copy)]
 pub(crate) struct F(__m256, __m256);
 
-/// Even k low and high, odd k low and high.
-#[derive(Clone, Copy)]
-pub(crate) struct W([__m256i; 4]);
-
 /// Biased doubled E2M1 values, one copy for each 128-bit half.
 const FP4_BIASED: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
@@ -48,7 +44,6 @@ macro_rules! lanes {
 impl Simd for Avx2 {
     const WIDE: bool = false;
     type F = F;
-    type W = W;
 
     lanes! {
         add(a, b) = _mm256_add_ps;
@@ -118,30 +113,6 @@ impl Simd for Avx2 {
             let pairs = _mm_shuffle_ps::<0x88>(low, high); // 0, 2, 1, 3
             _mm_storeu_ps(out.as_mut_ptr(), _mm_shuffle_ps::<0xD8>(pairs, pairs));
             out
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_fp4(self, p: *const u8) -> W {
-        // SAFETY: the caller gives 64 readable bytes; `self` proves AVX2.
-        unsafe {
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(FP4_BIASED.as_ptr().cast()));
-            let low = _mm256_set1_epi8(15);
-            let (a, b) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()));
-            W([
-                _mm256_shuffle_epi8(table, _mm256_and_si256(a, low)),
-                _mm256_shuffle_epi8(table, _mm256_and_si256(b, low)),
-                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(a), low)),
-                _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(b), low)),
-            ])
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_fp4(self, p: *mut u8, w: W) {
-        // SAFETY: the caller gives 128 writable bytes; `self` proves AVX.
-        unsafe {
-            for (i, part) in w.0.into_iter().enumerate() {
-                _mm256_storeu_si256(p.add(32 * i).cast(), part);
-            }
         }
     }
     #[inline(always)]

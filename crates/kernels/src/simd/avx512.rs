@@ -31,10 +31,6 @@ impl Avx512 {
     }
 }
 
-/// Even k, odd k.
-#[derive(Clone, Copy)]
-pub(crate) struct W(__m512i, __m512i);
-
 /// Biased doubled E2M1 values.
 const FP4_BIASED: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
@@ -51,7 +47,6 @@ macro_rules! lanes {
 impl Simd for Avx512 {
     const WIDE: bool = true;
     type F = __m512;
-    type W = W;
 
     lanes! {
         add(a, b) = _mm512_add_ps;
@@ -134,27 +129,6 @@ impl Simd for Avx512 {
             let first = _mm512_maskz_compress_ps(0x1111, one);
             _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(first));
             out
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_fp4(self, p: *const u8) -> W {
-        // SAFETY: the caller gives 64 readable bytes; `self` proves AVX-512 BW.
-        unsafe {
-            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(FP4_BIASED.as_ptr().cast()));
-            let low = _mm512_set1_epi8(15);
-            let raw = _mm512_loadu_si512(p.cast());
-            W(
-                _mm512_shuffle_epi8(table, _mm512_and_si512(raw, low)),
-                _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16::<4>(raw), low)),
-            )
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_fp4(self, p: *mut u8, w: W) {
-        // SAFETY: the caller gives 128 writable bytes; `self` proves AVX-512 F.
-        unsafe {
-            _mm512_storeu_si512(p.cast(), w.0);
-            _mm512_storeu_si512(p.add(64).cast(), w.1);
         }
     }
     #[inline(always)]

@@ -57,7 +57,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen f32.
     type F: Copy;
     /// 128 FP4 weights as unsigned bytes `2·value + FP4_BIAS`: those of even k, then those of odd k.
-    type W: Copy;
 
     fn splat(self, x: f32) -> Self::F;
     /// Reads 16 f32.
@@ -100,10 +99,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
     }
 
-    /// Reads 128 FP4 weights (64 bytes).
-    unsafe fn load_fp4(self, p: *const u8) -> Self::W;
-    /// Writes the 128 bytes: those of even k, then those of odd k.
-    unsafe fn store_fp4(self, p: *mut u8, w: Self::W);
     /// Reads 512 FP4 weights (256 bytes) and writes them as bytes `2·value + FP4_BIAS`, in the order of
     /// [`Int8Block::integers`].
     unsafe fn spread_fp4(self, p: *const u8, out: *mut u8);

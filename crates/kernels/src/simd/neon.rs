@@ -20,10 +20,6 @@ impl Neon {
 
 type F = [float32x4_t; 4];
 
-/// Even k in four registers, then odd k.
-#[derive(Clone, Copy)]
-pub(crate) struct W([uint8x16_t; 8]);
-
 /// Biased doubled E2M1 values.
 const FP4_BIASED: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
@@ -40,7 +36,6 @@ macro_rules! lanes {
 impl Simd for Neon {
     const WIDE: bool = false;
     type F = F;
-    type W = W;
 
     lanes! {
         add(a, b) = vaddq_f32;
@@ -108,29 +103,6 @@ impl Simd for Neon {
             let four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
             let two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
             vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_fp4(self, p: *const u8) -> W {
-        // SAFETY: the caller gives 64 readable bytes.
-        unsafe {
-            let table = vld1q_u8(FP4_BIASED.as_ptr());
-            let mut w = [table; 8];
-            for i in 0..4 {
-                let raw = vld1q_u8(p.add(16 * i));
-                w[i] = vqtbl1q_u8(table, vandq_u8(raw, vdupq_n_u8(15)));
-                w[4 + i] = vqtbl1q_u8(table, vshrq_n_u8::<4>(raw));
-            }
-            W(w)
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_fp4(self, p: *mut u8, w: W) {
-        // SAFETY: the caller gives 128 writable bytes.
-        unsafe {
-            for (i, part) in w.0.into_iter().enumerate() {
-                vst1q_u8(p.add(16 * i), part);
-            }
         }
     }
     #[inline(always)]

@@ -25,7 +25,6 @@ fn fp8(byte: u8) -> f32 {
 impl Simd for Plain {
     const WIDE: bool = false;
     type F = F;
-    type W = [u8; 128];
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -103,17 +102,6 @@ impl Simd for Plain {
         v[0]
     }
     #[inline(always)]
-    unsafe fn load_fp4(self, p: *const u8) -> [u8; 128] {
-        // SAFETY: the caller gives 64 readable bytes.
-        let raw = unsafe { p.cast::<[u8; 64]>().read() };
-        let mut w = [0; 128];
-        for (i, byte) in raw.into_iter().enumerate() {
-            w[i] = (i32::from(FP4_DOUBLED[usize::from(byte & 15)]) + FP4_BIAS) as u8;
-            w[64 + i] = (i32::from(FP4_DOUBLED[usize::from(byte >> 4)]) + FP4_BIAS) as u8;
-        }
-        w
-    }
-    #[inline(always)]
     unsafe fn spread_fp4(self, p: *const u8, out: *mut u8) {
         // SAFETY: the caller gives 256 readable and 512 writable bytes.
         let (codes, out) = unsafe { (&*p.cast::<[[u8; 16]; LANES]>(), &mut *out.cast::<[[u8; 64]; 8]>()) };
@@ -150,11 +138,6 @@ impl Simd for Plain {
                 }
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn store_fp4(self, p: *mut u8, w: [u8; 128]) {
-        // SAFETY: the caller gives 128 writable bytes.
-        unsafe { p.cast::<[u8; 128]>().write(w) }
     }
     #[inline(always)]
     unsafe fn dot_index(self, keys: *const u8, q: *const i8, bias: i32) -> F {

@@ -142,8 +142,9 @@ fn codes_are_what_the_formats_say() {
     }
     let e2m1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     for code in 0..16u8 {
-        // SAFETY: 64 readable bytes.
-        let w = unsafe { Plain.load_fp4([code; 64].as_ptr()) };
+        let mut w = [0; 512];
+        // SAFETY: 256 readable and 512 writable bytes.
+        unsafe { Plain.spread_fp4([code; 256].as_ptr(), w.as_mut_ptr()) };
         let value = f32::from(i16::from(w[0]) - 12) / 2.0;
         assert_eq!(value, if code & 8 == 0 { e2m1[code as usize] } else { -e2m1[code as usize & 7] });
     }

@@ -13,16 +13,12 @@ use std::ops::Range;
 
 use crate::ops::rows::{FP4_BLOCK, hadamard, index_integers, rotate};
 use crate::pool::{Output, Pool};
-use crate::simd::{FP4_BIAS, Isa, Kernel, LANES, Simd};
+use crate::simd::{FP4_BIAS, Isa, Kernel, LANES, Simd, lane_of_group};
 use crate::{IndexShape, index_row_bytes};
 use top::Top;
 
-/// Dims that are decoded together.
-const BLOCK: usize = 128;
 /// Entries whose keys are decoded together.
 const TILE: usize = 64;
-/// Rows that share decoded keys.
-const ROWS: usize = 16;
 /// Entries a task scores at least, where one row's entries are shared out.
 const STRETCH: usize = 4096;
 
@@ -30,7 +26,7 @@ const STRETCH: usize = 4096;
 struct Queries {
     heads: usize,
     groups: usize,
-    /// `[n, heads, groups, 32]`: 16 of even k, then 16 of odd k, as keys are decoded.
+    /// `[n, heads, groups, 32]`: of every eight the even four, then the odd four, as keys are decoded.
     integers: Vec<i8>,
     /// `[n, heads, groups]`: FP4_BIAS · Σ.
     bias: Vec<i32>,
@@ -38,6 +34,11 @@ struct Queries {
     scales: Vec<f32>,
     /// `[n, heads]`: wi.
     weights: Vec<f32>,
+}
+
+/// Rows that share decoded keys: few heads do little with a key, so more rows have to make up for its decoding.
+fn together(heads: usize) -> usize {
+    (256 / heads).clamp(16, 64)
 }
 
 /// Where the keys are: entry b is `pages[b / per_page]` from `offset + (b mod per_page) · row` on.
@@ -85,7 +86,7 @@ impl Queries {
                     scales[group] = index_integers(x, &mut ints);
                     bias[group] = FP4_BIAS * ints.iter().map(|&v| i32::from(v)).sum::<i32>();
                     for (i, out) in integers[group * FP4_BLOCK..(group + 1) * FP4_BLOCK].iter_mut().enumerate() {
-                        *out = ints[if i < 16 { 2 * i } else { 2 * i - 31 }];
+                        *out = ints[i / 8 * 8 + 2 * (i % 4) + i / 4 % 2];
                     }
                 }
             }
@@ -106,9 +107,12 @@ struct Score<'a> {
     tops: &'a mut [Top],
 }
 
-/// Keys of a tile: `[TILE / 16][groups][8][16 entries][4]` biased integers, and `[TILE / 16][groups][16]` scales, halved.
+/// Keys of a tile, for each sixteen entries and each group of dims: `[16 entries][16]` codes as stored, `[8][16 entries][4]`
+/// biased integers, and `[16 entries]` scales, as stored and as f32, halved.
 struct Decoded {
+    codes: Vec<u8>,
     keys: Vec<u8>,
+    exponents: Vec<u8>,
     scales: Vec<f32>,
 }
 
@@ -118,37 +122,32 @@ impl Score<'_> {
     fn decode<S: Simd>(&self, s: S, from: usize, count: usize, out: &mut Decoded) {
         let (row, codes) = (index_row_bytes(self.width), self.width / 2);
         let groups = self.queries.groups;
-        let mut plain = [0u8; BLOCK];
+        let (mut page, mut at) = (from / self.keys.per_page, from % self.keys.per_page);
         for i in 0..count {
-            let entry = from + i;
-            let page = self.keys.pages[entry / self.keys.per_page];
-            let at = self.keys.offset + entry % self.keys.per_page * row;
-            let stored = &page[at..at + row];
+            let start = self.keys.offset + at * row;
+            let (stored, exponents) = self.keys.pages[page][start..start + row].split_at(codes);
+            at += 1;
+            if at == self.keys.per_page {
+                (page, at) = (page + 1, 0);
+            }
             let sixteen = i / LANES * groups;
-            for first in (0..groups).step_by(BLOCK / FP4_BLOCK) {
-                let from = first * FP4_BLOCK / 2;
-                // SAFETY: 64 readable bytes, of the row or of a padded copy, and 128 writable ones.
-                unsafe {
-                    if codes - from >= BLOCK / 2 {
-                        s.store_fp4(plain.as_mut_ptr(), s.load_fp4(stored.as_ptr().add(from)));
-                    } else {
-                        let mut padded = [0; BLOCK / 2];
-                        padded[..codes - from].copy_from_slice(&stored[from..codes]);
-                        s.store_fp4(plain.as_mut_ptr(), s.load_fp4(padded.as_ptr()));
-                    }
-                }
-                // 64 of even k, then 64 of odd k; a group has 16 of either.
-                for group in first..groups.min(first + BLOCK / FP4_BLOCK) {
-                    for step in 0..8 {
-                        let at = (group - first) * 16 + step / 4 * 64 + step % 4 * 4;
-                        let to = (((sixteen + group) * 8 + step) * LANES + i % LANES) * 4;
-                        out.keys[to..to + 4].copy_from_slice(&plain[at..at + 4]);
-                    }
-                }
+            // Where spreading finds lane i.
+            let place = lane_of_group(i % LANES);
+            for (group, codes) in stored.chunks_exact(FP4_BLOCK / 2).enumerate() {
+                let to = ((sixteen + group) * LANES + place) * (FP4_BLOCK / 2);
+                out.codes[to..to + FP4_BLOCK / 2].copy_from_slice(codes);
             }
-            for (group, &e) in stored[codes..].iter().enumerate() {
-                out.scales[(sixteen + group) * LANES + i % LANES] = 0.5 * f32::from_bits(u32::from(e) << 23);
+            for (group, &e) in exponents.iter().enumerate() {
+                out.exponents[(sixteen + group) * LANES + i % LANES] = e;
             }
+        }
+        for (scale, &e) in out.scales.iter_mut().zip(&out.exponents) {
+            *scale = 0.5 * f32::from_bits(u32::from(e) << 23);
+        }
+        let cells = out.codes.chunks_exact(LANES * FP4_BLOCK / 2).zip(out.keys.chunks_exact_mut(LANES * FP4_BLOCK));
+        for (codes, keys) in cells.take(count.div_ceil(LANES) * groups) {
+            // SAFETY: 256 and 512 bytes.
+            unsafe { s.spread_fp4(codes.as_ptr(), keys.as_mut_ptr()) };
         }
     }
 
@@ -156,27 +155,23 @@ impl Score<'_> {
     /// head adds to is zero and changes no score.
     #[inline(always)]
     fn score<S: Simd, const N: usize>(&self, s: S, row: usize, keys: &[u8], scales: &[f32]) -> S::F {
-        let Queries { heads, groups, integers, bias, scales: query_scales, weights } = self.queries;
+        let Queries { heads, groups, bias, .. } = self.queries;
         assert!(keys.len() >= groups * FP4_BLOCK * LANES && scales.len() >= groups * LANES, "a tile");
         assert!((row + 1) * heads * groups <= bias.len(), "a row of queries");
         let mut lanes = [s.splat(0.0); N];
-        for head in 0..*heads {
-            let mut dot = s.splat(0.0);
-            for group in 0..*groups {
-                let cell = (row * heads + head) * groups + group;
-                // SAFETY: by the assertions; integers, bias and scales have every cell.
-                unsafe {
-                    let whole = s.dot_index(
-                        keys.as_ptr().add(group * FP4_BLOCK * LANES),
-                        integers.as_ptr().add(cell * FP4_BLOCK),
-                        *bias.get_unchecked(cell),
-                    );
-                    let scale = s.splat(*query_scales.get_unchecked(cell));
-                    dot = s.fma(whole, s.mul(scale, s.load(scales.as_ptr().add(group * LANES))), dot);
-                }
-            }
-            let weight = s.splat(weights[row * heads + head]);
-            lanes[head % N] = s.fma(weight, s.max(dot, s.splat(0.0)), lanes[head % N]);
+        let mut head = 0;
+        // Where registers allow, a key that is loaded meets several heads.
+        while S::WIDE && head + 4 <= *heads {
+            self.add::<S, N, 4>(s, row, head, keys, scales, &mut lanes);
+            head += 4;
+        }
+        while S::WIDE && head + 2 <= *heads {
+            self.add::<S, N, 2>(s, row, head, keys, scales, &mut lanes);
+            head += 2;
+        }
+        while head < *heads {
+            self.add::<S, N, 1>(s, row, head, keys, scales, &mut lanes);
+            head += 1;
         }
         let mut half = N;
         while half > 1 {
@@ -186,6 +181,42 @@ impl Score<'_> {
             }
         }
         lanes[0]
+    }
+}
+
+impl Score<'_> {
+    /// Adds what H heads from `head` on give to the sums of one row. `score` has checked the sizes.
+    #[inline(always)]
+    fn add<S: Simd, const N: usize, const H: usize>(
+        &self,
+        s: S,
+        row: usize,
+        head: usize,
+        keys: &[u8],
+        scales: &[f32],
+        lanes: &mut [S::F; N],
+    ) {
+        let Queries { heads, groups, integers, bias, scales: query_scales, weights } = self.queries;
+        let mut dots = [s.splat(0.0); H];
+        for group in 0..*groups {
+            for (i, dot) in dots.iter_mut().enumerate() {
+                let cell = (row * heads + head + i) * groups + group;
+                // SAFETY: by the assertions of `score`; integers, bias and scales have every cell.
+                unsafe {
+                    let whole = s.dot_index(
+                        keys.as_ptr().add(group * FP4_BLOCK * LANES),
+                        integers.as_ptr().add(cell * FP4_BLOCK),
+                        *bias.get_unchecked(cell),
+                    );
+                    let scale = s.splat(*query_scales.get_unchecked(cell));
+                    *dot = s.fma(whole, s.mul(scale, s.load(scales.as_ptr().add(group * LANES))), *dot);
+                }
+            }
+        }
+        for (i, dot) in dots.into_iter().enumerate() {
+            let weight = s.splat(weights[row * heads + head + i]);
+            lanes[(head + i) % N] = s.fma(weight, s.max(dot, s.splat(0.0)), lanes[(head + i) % N]);
+        }
     }
 }
 
@@ -205,7 +236,13 @@ impl Score<'_> {
     #[inline(always)]
     fn all<S: Simd, const N: usize>(mut self, s: S) {
         let groups = self.queries.groups;
-        let mut tile = Decoded { keys: vec![0; TILE * groups * FP4_BLOCK], scales: vec![0.0; TILE * groups] };
+        let cells = TILE * groups;
+        let mut tile = Decoded {
+            codes: vec![0; cells * FP4_BLOCK / 2],
+            keys: vec![0; cells * FP4_BLOCK],
+            exponents: vec![0; cells],
+            scales: vec![0.0; cells],
+        };
         let tops = std::mem::take(&mut self.tops);
         let mut from = self.entries.start;
         while from < self.entries.end {
@@ -238,14 +275,15 @@ impl Score<'_> {
 }
 
 /// How many parts the entries of `n` rows are scored in, at most.
-fn most_stretches(pool: &Pool, n: usize) -> usize {
-    if n.div_ceil(ROWS) >= 2 * pool.threads() { 1 } else { 4 * pool.threads() }
+fn most_stretches(pool: &Pool, heads: usize, n: usize) -> usize {
+    if n.div_ceil(together(heads)) >= 2 * pool.threads() { 1 } else { 4 * pool.threads() }
 }
 
 /// Bytes that [`select`] takes for itself at most: rounded queries, and twice `keep` candidates for each row and part.
 pub(crate) fn scratch_bytes(pool: &Pool, shape: IndexShape, n: usize) -> usize {
     let queries = n * shape.heads * (shape.width + shape.width / FP4_BLOCK * 8 + 4);
-    let tops = n.next_multiple_of(ROWS) * most_stretches(pool, n) * (2 * shape.keep * 8 + size_of::<Top>());
+    let rows = n.next_multiple_of(together(shape.heads));
+    let tops = rows * most_stretches(pool, shape.heads, n) * (2 * shape.keep * 8 + size_of::<Top>());
     queries + tops
 }
 
@@ -283,18 +321,19 @@ pub(crate) fn select(
     }
     let queries = Queries::new(pool, shape, q, weights, angles);
     let hard = n - easy;
-    let row_tasks = hard.div_ceil(ROWS);
+    let together = together(shape.heads);
+    let row_tasks = hard.div_ceil(together);
     let stretches =
         if row_tasks >= 2 * pool.threads() { 1 } else { (visible(n - 1) / STRETCH).clamp(1, 4 * pool.threads()) };
     let stretch = visible(n - 1).div_ceil(stretches).next_multiple_of(TILE);
-    let mut tops: Vec<Top> = (0..row_tasks * ROWS * stretches).map(|_| Top::new(keep)).collect();
+    let mut tops: Vec<Top> = (0..row_tasks * together * stretches).map(|_| Top::new(keep)).collect();
     let all = Output::new(&mut tops);
     pool.each(row_tasks * stretches, |task| {
         let (rows, part) = (task / stretches, task % stretches);
-        let rows = easy + rows * ROWS..(easy + (rows + 1) * ROWS).min(n);
+        let rows = easy + rows * together..(easy + (rows + 1) * together).min(n);
         let end = visible(rows.end - 1).min((part + 1) * stretch);
         // SAFETY: every task has its own.
-        let tops = unsafe { all.slice(task * ROWS..(task + 1) * ROWS) };
+        let tops = unsafe { all.slice(task * together..(task + 1) * together) };
         let entries = (part * stretch).min(end)..end;
         isa.run(Score { queries: &queries, width: shape.width, keys, rows, visible: &visible, entries, tops });
     });
@@ -303,7 +342,7 @@ pub(crate) fn select(
         for row in rows {
             let mut best = Top::new(keep);
             for part in 0..stretches {
-                let at = (row / ROWS * stretches + part) * ROWS + row % ROWS;
+                let at = (row / together * stretches + part) * together + row % together;
                 // SAFETY: every row has its own.
                 best.merge(&unsafe { all.slice(at..at + 1) }[0]);
             }
