@@ -70,8 +70,24 @@ enum Test {
 struct Bench<'a> {
     args: &'a Args,
     loaded: &'a Loaded,
-    peaks: Peaks,
     tokens: Tokens,
+    runs: Vec<Run>,
+}
+
+/// One run, and what the machine could do just before it: a neighbour takes its share of both.
+struct Run {
+    tokens_per_second: f64,
+    fraction_of_bandwidth: f64,
+    fraction_of_compute: f64,
+    peaks: Peaks,
+    rss: Option<u64>,
+}
+
+/// The median of what `of` says of the runs.
+fn median(runs: &[Run], of: impl Fn(&Run) -> f64) -> f64 {
+    let mut values: Vec<f64> = runs.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
 /// Times a model.
@@ -95,17 +111,8 @@ pub fn bench(args: &Args) -> Outcome {
     let forked = model.state_bytes((longest + 2048).min(most));
     model.device().ledger().limit(Share::State, loaded.plan.state + forked);
     eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));
-    let peaks = model.device().peaks();
-    // What the probe held is no part of the runs.
-    forget_peak();
-    eprintln!(
-        "machine: reads {:.1} GB/s, f32 {:.0} Gflop/s, int8 {:.2} Top/s",
-        peaks.read_bytes / 1e9,
-        peaks.f32_flops / 1e9,
-        peaks.int8_ops / 1e12
-    );
     let tokens = Tokens { state: 1, vocab: model.config().vocab_size as u64 };
-    let mut bench = Bench { args, loaded: &loaded, peaks, tokens };
+    let mut bench = Bench { args, loaded: &loaded, tokens, runs: Vec::new() };
     model.device().scope(|| bench.all(&depths)).map_err(|e| e as Box<dyn std::error::Error>)
 }
 
@@ -137,6 +144,15 @@ impl Bench<'_> {
                 self.test(&base, Test::Decode, n as usize)?;
             }
         }
+        if !self.runs.is_empty() {
+            let machine = |of: fn(&Peaks) -> f64| median(&self.runs, |run| of(&run.peaks));
+            eprintln!(
+                "machine, median before each run: reads {:.1} GB/s, f32 {:.0} Gflop/s, int8 {:.2} Top/s",
+                machine(|p| p.read_bytes) / 1e9,
+                machine(|p| p.f32_flops) / 1e9,
+                machine(|p| p.int8_ops) / 1e12
+            );
+        }
         Ok(())
     }
 
@@ -159,8 +175,13 @@ impl Bench<'_> {
 
     fn test(&mut self, base: &State<Cpu>, test: Test, n: usize) -> Timed {
         let model = &*self.loaded.model;
-        let mut rates = Vec::new();
-        for run in 0..=self.args.runs {
+        let cost = self.cost(model, test, base.position(), n);
+        let mut runs = Vec::new();
+        // The first run warms caches and brings the weights in.
+        for warm in (0..=self.args.runs).map(|run| run > 0) {
+            let peaks = warm.then(|| model.device().peaks());
+            // What the probe held is no part of the run.
+            forget_peak();
             let mut state = model.fork(base)?;
             let tokens = self.tokens.take(n);
             let start = Instant::now();
@@ -175,13 +196,17 @@ impl Bench<'_> {
                     }
                 }
             }
-            // The first run warms caches and brings the weights in.
-            if run > 0 {
-                rates.push(n as f64 / start.elapsed().as_secs_f64());
-            }
+            let seconds = start.elapsed().as_secs_f64();
+            runs.extend(peaks.map(|peaks| Run {
+                tokens_per_second: n as f64 / seconds,
+                fraction_of_bandwidth: cost.bytes / peaks.read_bytes / seconds,
+                fraction_of_compute: (cost.flops / peaks.f32_flops + cost.int8 / peaks.int8_ops) / seconds,
+                peaks,
+                rss: peak_rss(),
+            }));
         }
-        rates.sort_by(f64::total_cmp);
-        self.report(test, base.position(), n, &rates, self.cost(model, test, base.position(), n))?;
+        self.report(test, base.position(), n, &runs, cost)?;
+        self.runs.extend(runs);
         Ok(())
     }
 
@@ -201,16 +226,18 @@ impl Bench<'_> {
         all
     }
 
-    fn report(&self, test: Test, depth: usize, n: usize, rates: &[f64], cost: Cost) -> std::io::Result<()> {
+    fn report(&self, test: Test, depth: usize, n: usize, runs: &[Run], cost: Cost) -> std::io::Result<()> {
         let name = match test {
             Test::Prefill => "prefill",
             Test::Decode => "decode",
         };
-        let (min, max) = (rates[0], rates[rates.len() - 1]);
-        let median = (rates[(rates.len() - 1) / 2] + rates[rates.len() / 2]) / 2.0;
-        let seconds = n as f64 / median;
-        let bandwidth = cost.bytes / self.peaks.read_bytes / seconds;
-        let compute = (cost.flops / self.peaks.f32_flops + cost.int8 / self.peaks.int8_ops) / seconds;
+        let rates = || runs.iter().map(|run| run.tokens_per_second);
+        let (least, most) = (rates().fold(f64::INFINITY, f64::min), rates().fold(0.0, f64::max));
+        let typical = median(runs, |run| run.tokens_per_second);
+        let bandwidth = median(runs, |run| run.fraction_of_bandwidth);
+        let compute = median(runs, |run| run.fraction_of_compute);
+        let machine = |of: fn(&Peaks) -> f64| median(runs, |run| of(&run.peaks)).round();
+        let rss = runs.iter().filter_map(|run| run.rss).max();
         if self.args.json {
             let each = |total: f64| (total / n as f64).round();
             writeln!(
@@ -220,9 +247,9 @@ impl Bench<'_> {
                     "test": name,
                     "tokens": n,
                     "depth": depth,
-                    "tokens_per_second": median,
-                    "min": min,
-                    "max": max,
+                    "tokens_per_second": typical,
+                    "min": least,
+                    "max": most,
                     "roofline": {
                         "bytes_per_token": each(cost.bytes),
                         "flops_per_token": each(cost.flops + cost.int8),
@@ -230,23 +257,23 @@ impl Bench<'_> {
                         "fraction_of_bandwidth": bandwidth,
                         "fraction_of_compute": compute,
                         "machine": {
-                            "read_bytes_per_second": self.peaks.read_bytes.round(),
-                            "f32_flops_per_second": self.peaks.f32_flops.round(),
-                            "int8_ops_per_second": self.peaks.int8_ops.round(),
+                            "read_bytes_per_second": machine(|p| p.read_bytes),
+                            "f32_flops_per_second": machine(|p| p.f32_flops),
+                            "int8_ops_per_second": machine(|p| p.int8_ops),
                         },
                     },
-                    "peak_rss_bytes": peak_rss(),
+                    "peak_rss_bytes": rss,
                 })
             )
         } else {
             writeln!(
                 out(),
-                "{name:8} {:>8} {:>10} {median:>12.1} {min:>12.1} {max:>12.1} {:>9.0} % {:>6.0} % {:>12}",
+                "{name:8} {:>8} {:>10} {typical:>12.1} {least:>12.1} {most:>12.1} {:>9.0} % {:>6.0} % {:>12}",
                 commas(n),
                 commas(depth),
                 bandwidth * 100.0,
                 compute * 100.0,
-                peak_rss().map_or_else(|| "?".into(), human)
+                rss.map_or_else(|| "?".into(), human)
             )
         }
     }

@@ -69,7 +69,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// below E4M3's normal numbers are below f32's. The two NaN codes read as ±480.
     unsafe fn load_fp8(self, p: *const u8) -> Self::F;
 
-    /// Asks for the cache line at `p`, which need not be valid, where the CPU can be asked.
+    /// Asks for the cache line at `p`, which need not be valid, where the CPU can be asked: into the second cache, since the
+    /// first waits for fewer lines at once.
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
         let _ = p;

@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use crate::math::exp_lanes;
 use crate::ops::linear::int8::Quantised;
-use crate::ops::linear::{INPUTS, Input, Place, ROWS, is_int8, product};
+use crate::ops::linear::{INPUTS, Input, Place, ROWS, is_int8, product, rows_of_one};
 use crate::pool::{Output, Pool};
 use crate::profile::Profile;
 use crate::simd::{Isa, Kernel, LANES, Simd, load_part, store_part};
@@ -87,22 +87,24 @@ struct Task<'a> {
     rows: std::ops::Range<usize>,
 }
 
-/// Cuts `rows` matrix rows for every expert's pairs into tasks.
-fn tasks<'a>(work: &[Work], pairs: &'a [usize], rows: std::ops::Range<usize>) -> Vec<Task<'a>> {
+/// Cuts `rows` matrix rows for every expert's pairs into tasks: of `alone` rows where an expert has one pair.
+fn tasks<'a>(work: &[Work], pairs: &'a [usize], rows: std::ops::Range<usize>, alone: usize) -> Vec<Task<'a>> {
     let mut all = Vec::new();
     for w in work {
+        let size = if w.pairs.len() == 1 { alone } else { ROWS };
         for pairs in pairs[w.pairs.clone()].chunks(INPUTS) {
-            for from in rows.clone().step_by(ROWS) {
-                all.push(Task { expert: w.expert, pairs, rows: from..(from + ROWS).min(rows.end) });
+            for from in rows.clone().step_by(size) {
+                all.push(Task { expert: w.expert, pairs, rows: from..(from + size).min(rows.end) });
             }
         }
     }
     all
 }
 
-/// How many of D's columns a task sums.
-fn columns(pairs: usize) -> usize {
-    (WAITING / pairs / 8 * 8).clamp(8, ROWS)
+/// How many of D's columns a task sums: for one row, as many as keep memory going in straight stretches.
+fn columns(pool: &Pool, n: usize, slots: usize, width: usize) -> usize {
+    let most = if n == 1 { width.div_ceil(2 * pool.threads()).next_multiple_of(8) } else { ROWS };
+    (WAITING / (n * slots).max(1) / 8 * 8).clamp(8, most.max(8))
 }
 
 /// x `[n, D]`; y `[n, D]` `+= Σ_slot w2(weight · swiglu(w1 x, w3 x))`, the sum over slots first. h `[n · slots, inter]` is
@@ -138,7 +140,10 @@ pub(crate) fn experts(
     // h = weight · swiglu(w1 x, w3 x), [n·slots, inter]
     let out = Output::new(h);
     let inputs = Rows::new(isa, pool, profile, x, &first.w1);
-    let up_tasks = tasks(&work, &pairs, 0..inter);
+    // Of w1 and w3, each task has as many rows.
+    let alone = rows_of_one(pool, work.len() * inter, 2 * first.w1.format.row_bytes(width));
+    let alone = inter.div_ceil(inter.div_ceil(alone));
+    let up_tasks = tasks(&work, &pairs, 0..inter, alone);
     pool.each(up_tasks.len(), |i| {
         let Task { expert, pairs, rows } = &up_tasks[i];
         let size = rows.len() * pairs.len();
@@ -160,7 +165,7 @@ pub(crate) fn experts(
 
     // Down: a task has some columns of D and all pairs; every slot's value waits, then the slots are summed in order.
     let hidden = Rows::new(isa, pool, profile, h, &first.w2);
-    let wide = columns(n * slots);
+    let wide = columns(pool, n, slots, width);
     // Where a pair's values wait: by expert, as they are made.
     let mut order = vec![0u32; n * slots];
     pairs.iter().enumerate().for_each(|(at, &pair)| order[pair] = at as u32);
@@ -195,18 +200,21 @@ thread_local! {
 
 /// `y += slot(0) + slot(1) + …`, the slots first.
 fn sum_slots<'a>(y: &mut [f32], slots: usize, slot: impl Fn(usize) -> &'a [f32]) {
-    let mut sums = [0.0; ROWS];
-    let sums = &mut sums[..y.len()];
-    sums.copy_from_slice(slot(0));
-    for i in 1..slots {
-        sums.iter_mut().zip(slot(i)).for_each(|(sum, v)| *sum += v);
+    for (part, y) in y.chunks_mut(ROWS).enumerate() {
+        let at = part * ROWS..part * ROWS + y.len();
+        let mut sums = [0.0; ROWS];
+        let sums = &mut sums[..y.len()];
+        sums.copy_from_slice(&slot(0)[at.clone()]);
+        for i in 1..slots {
+            sums.iter_mut().zip(&slot(i)[at.clone()]).for_each(|(sum, v)| *sum += v);
+        }
+        y.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum);
     }
-    y.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum);
 }
 
 /// Bytes that [`experts`] takes for itself at most, h not counted.
 pub(crate) fn scratch_bytes(pool: &Pool, n: usize, slots: usize, width: usize, inter: usize) -> usize {
     let pairs = n * slots;
-    let down = pool.threads() * pairs * columns(pairs.max(1)).min(width) * 4;
+    let down = pool.threads() * pairs * columns(pool, n, slots, width).min(width) * 4;
     down + Quantised::bytes(n, width) + Quantised::bytes(pairs, inter) + pairs * 16
 }

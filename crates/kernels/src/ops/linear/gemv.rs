@@ -21,7 +21,7 @@ impl Kernel for Gemv<'_> {
         if self.w.format == Format::Fp8 && self.scales_fit(s) {
             if S::WIDE { self.fp8::<S, 8>(s) } else { self.fp8::<S, 4>(s) }
         } else {
-            self.any::<S, 4>(s);
+            if S::WIDE { self.any::<S, 8>(s) } else { self.any::<S, 4>(s) }
         }
     }
 }

@@ -25,11 +25,13 @@ use int8::Quantised;
 pub(crate) const ROWS: usize = 72;
 /// Inputs that a task takes at once.
 pub(crate) const INPUTS: usize = 128;
-/// Tasks a thread that one input's rows are cut into: long straight stretches of memory, and some left to share out when
-/// another program takes a core.
+/// Tasks a thread that one input's rows are cut into at most, so that some are left to share out when another program takes
+/// a core.
 const TASKS_OF_ONE: usize = 4;
+/// Bytes of weights that such a task should have: memory gives most in long straight stretches.
+const STRETCH: usize = 512 << 10;
 /// Rows of a matrix that a task multiplies with one input at least, and a multiple of.
-const ROWS_OF_ONE: usize = 16;
+const ROWS_OF_ONE: usize = 4;
 
 /// The left-hand side of a product.
 #[derive(Clone, Copy)]
@@ -111,12 +113,18 @@ struct Cut {
     input_tasks: usize,
 }
 
+/// Rows of a task with one input, where `rows` rows of `row_bytes` each are to be shared out.
+pub(crate) fn rows_of_one(pool: &Pool, rows: usize, row_bytes: usize) -> usize {
+    let tasks = (rows * row_bytes / pool.threads() / STRETCH).clamp(1, TASKS_OF_ONE);
+    rows.div_ceil(pool.threads() * tasks).next_multiple_of(ROWS_OF_ONE)
+}
+
 impl Cut {
     /// `total` is how many matrix rows all projections have.
     fn new(pool: &Pool, projection: &Projection<'_>, n: usize, total: usize) -> Self {
         let each = projection.w.rows / projection.groups;
         let (rows, inputs) = match n {
-            1 => (total.div_ceil(pool.threads() * TASKS_OF_ONE).next_multiple_of(ROWS_OF_ONE), 1),
+            1 => (rows_of_one(pool, total, projection.w.format.row_bytes(projection.w.cols)), 1),
             _ => (ROWS, INPUTS),
         };
         let (row_tasks, input_tasks) = (each.div_ceil(rows), n.div_ceil(inputs));
