@@ -56,8 +56,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const WIDE: bool;
     /// Sixteen f32.
     type F: Copy;
-    /// 128 FP4 weights as unsigned bytes `2·value + FP4_BIAS`: those of even k, then those of odd k.
-
     fn splat(self, x: f32) -> Self::F;
     /// Reads 16 f32.
     unsafe fn load(self, p: *const f32) -> Self::F;
