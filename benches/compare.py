@@ -34,6 +34,17 @@ def llama(a, prefill, decode, depth, runs):
     return out
 
 
+def growth(deep, short):
+    """Time that depth adds to a token ÷ the time its added operations take at the machine's peaks."""
+    if not deep["depth"] or not short:
+        return ""
+    deep_needs, needs, machine = deep["roofline"], short[0]["roofline"], deep["roofline"]["machine"]
+    int8 = deep_needs["int8_per_token"] - needs["int8_per_token"]
+    f32 = deep_needs["flops_per_token"] - needs["flops_per_token"] - int8
+    least = int8 / machine["int8_ops_per_second"] + f32 / machine["f32_flops_per_second"]
+    return f"{(1 / deep['tokens_per_second'] - 1 / short[0]['tokens_per_second']) / least:.2f}"
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--fathom", default="target/release/fathom")
@@ -43,6 +54,7 @@ def main():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--runs", type=int, default=5)
     p.add_argument("--depths", default="4096,32768", help="depths after 0, with commas between; empty for none")
+    p.add_argument("--llama-depth", type=int, default=32768, help="the deepest that llama.cpp is asked for")
     a = p.parse_args()
 
     ours, theirs = {}, {}
@@ -58,12 +70,13 @@ def main():
         keep(fathom(a, "512,2048", "32", "0", 1), llama(a, "512,2048", "32", 0, 1) if a.llama_bench else {})
     # A depth is read once and measured from there: both programs do that.
     if a.depths:
-        keep(fathom(a, "256", "32", a.depths, a.runs), {})
+        keep(fathom(a, "256", "32", "0," + a.depths, a.runs), {})
         for depth in a.depths.split(",") if a.llama_bench else []:
-            keep({}, llama(a, "256", "32", int(depth), a.runs))
+            if int(depth) <= a.llama_depth:
+                keep({}, llama(a, "256", "32", int(depth), a.runs))
 
-    print("| test | llama.cpp | fathom | ratio | of bandwidth | of arithmetic |")
-    print("|---|---|---|---|---|---|")
+    print("| test | llama.cpp | fathom | ratio | of bandwidth | of arithmetic | growth |")
+    print("|---|---|---|---|---|---|---|")
     for (test, tokens, depth), results in ours.items():
         rate = statistics.median(r["tokens_per_second"] for r in results)
         share = {k: statistics.median(r["roofline"][k] for r in results)
@@ -72,7 +85,7 @@ def main():
         beside = f"{statistics.median(other):.1f} | {rate:.1f} | {rate / statistics.median(other):.2f}" if other \
             else f"– | {rate:.1f} | –"
         print(f"| {test} {tokens} at {depth} | {beside} | {share['fraction_of_bandwidth']:.0%} | "
-              f"{share['fraction_of_compute']:.0%} |")
+              f"{share['fraction_of_compute']:.0%} | {growth(results[0], ours.get((test, tokens, 0)))} |")
     machines = [r["roofline"]["machine"] for results in ours.values() for r in results]
     for what, unit in (("read_bytes_per_second", "GB/s"), ("f32_flops_per_second", "Gflop/s"),
                        ("int8_ops_per_second", "Gop/s")):

@@ -45,7 +45,7 @@ pub struct Options {
     #[arg(long, default_value_t = Profile::Native)]
     pub profile: Profile,
     /// Tokens of a prompt that are read at once [default: up to 1024, as many as 256 MiB of scratch hold]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub prefill_chunk: Option<u32>,
 }
 
@@ -128,7 +128,7 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
     if context > limit {
         return Err(format!("--context is {context}, but the model holds {limit} tokens at most").into());
     }
-    let chunk = options.chunk(&model);
+    let chunk = options.chunk(&model).min(context);
     let plan = Plan {
         weights: files.checkpoint.weight_bytes(),
         state: model.state_bytes(context),

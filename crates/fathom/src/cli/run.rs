@@ -237,7 +237,7 @@ fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::er
     if !dash.is_empty() || (words.is_empty() && files.is_empty() && !io::stdin().is_terminal()) {
         parts.push(stdin()?);
     } else if !files.iter().any(|path| path == Path::new("-")) && stdin_has_data() {
-        eprintln!("standard input was not read: a word - among the prompt's puts it there");
+        eprintln!("standard input was not read; put a word - into the prompt where it should go");
     }
     if !words.is_empty() {
         parts.push(words.into_iter().map(String::as_str).collect::<Vec<_>>().join(" "));

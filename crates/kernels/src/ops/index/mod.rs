@@ -182,9 +182,7 @@ impl Score<'_> {
         }
         lanes[0]
     }
-}
 
-impl Score<'_> {
     /// Adds what H heads from `head` on give to the sums of one row. `score` has checked the sizes.
     #[inline(always)]
     fn add<S: Simd, const N: usize, const H: usize>(
@@ -218,21 +216,8 @@ impl Score<'_> {
             lanes[(head + i) % N] = s.fma(weight, s.max(dot, s.splat(0.0)), lanes[(head + i) % N]);
         }
     }
-}
 
-impl Kernel for Score<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        match self.queries.heads {
-            ..=2 => self.all::<S, 2>(s),
-            3..=8 => self.all::<S, 8>(s),
-            _ => self.all::<S, LANES>(s),
-        }
-    }
-}
-
-impl Score<'_> {
+    /// Scores all the entries.
     #[inline(always)]
     fn all<S: Simd, const N: usize>(mut self, s: S) {
         let groups = self.queries.groups;
@@ -270,6 +255,18 @@ impl Score<'_> {
                 }
             }
             from += count;
+        }
+    }
+}
+
+impl Kernel for Score<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.queries.heads {
+            ..=2 => self.all::<S, 2>(s),
+            3..=8 => self.all::<S, 8>(s),
+            _ => self.all::<S, LANES>(s),
         }
     }
 }
