@@ -102,9 +102,7 @@ impl Engine {
         if queue.closed {
             return Err(Error::ShuttingDown);
         }
-        if queue.waiting.len() >= self.shared.options.queue && queue.running {
-            queue.tell_waiting();
-        }
+        queue.tell_waiting();
         let ahead = queue.waiting.len() + usize::from(queue.running);
         if queue.waiting.len() >= self.shared.options.queue && queue.running {
             return Err(Error::QueueFull { waiting: queue.waiting.len() });

@@ -159,6 +159,17 @@ fn bad_prompts_and_flags() {
     assert!(String::from_utf8_lossy(&out.stderr).contains("standard input: not UTF-8 from byte 0"));
 }
 
+/// Nobody hears what it says besides; the answer is what counts.
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_error_may_be_full() {
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_fathom")).args(args).stderr(full()).output().unwrap();
+    let out = run(&["run", "hi", "--max-tokens", "2"]);
+    assert!(out.status.success() && !out.stdout.is_empty());
+    assert_eq!(run(&["run", "--context", "1", "hi"]).status.code(), Some(2));
+}
+
 #[test]
 fn bad_tokens_to_score() {
     let folder = tempfile::tempdir().unwrap();
@@ -166,8 +177,12 @@ fn bad_tokens_to_score() {
     let output = folder.path().join("out").display().to_string();
     let score = |input: &str| refused(&["score", &tiny, "--tokens", input, "--output", &output]);
     assert!(score("/nowhere.safetensors").contains("/nowhere.safetensors"));
-    let message = score(&tokens_file(folder.path(), &[1, 2, 512], &[]));
-    assert!(message.contains("token id 512 at position 2"), "{message}");
+    for (prompt, tokens, expected) in
+        [(&[1, 2, 512][..], &[][..], "prompt[2] is 512"), (&[1], &[3, 700], "tokens[1] is 700")]
+    {
+        let message = score(&tokens_file(folder.path(), prompt, tokens));
+        assert!(message.contains("tokens.safetensors: ") && message.contains(expected), "{message}");
+    }
     assert!(score(&tokens_file(folder.path(), &[1, -2], &[])).contains("prompt[1] is -2"));
     assert!(score(&tokens_file(folder.path(), &[], &[1])).contains("prompt is empty"));
     let broken = folder.path().join("broken.safetensors").display().to_string();

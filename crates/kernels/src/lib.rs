@@ -13,6 +13,7 @@ mod ops;
 mod pool;
 mod profile;
 mod simd;
+mod sync;
 
 pub use cpu::{Buffer, Cpu, CpuOptions, Peaks};
 pub use device::*;

@@ -8,17 +8,20 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
+use std::sync::{PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::Error;
+use crate::sync::{
+    Arc, AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, UnsafeCell, thread, thread_local,
+};
 
 /// How long a helper looks for work before it sleeps: longer than the gaps in a pass over the layers.
-const SPIN: Duration = Duration::from_micros(200);
-/// Looks between two glances at the clock, after which the core is offered to others.
-const LOOKS: u32 = 256;
+const SPIN: Duration = if cfg!(loom) { Duration::ZERO } else { Duration::from_micros(200) };
+/// Looks between two glances at the clock, after which the core is offered to others. Under loom a helper looks once
+/// and goes to sleep: if it yielded between, loom would first run all others, and so not try every order.
+const LOOKS: u32 = if cfg!(loom) { 1 } else { 256 };
 
 /// One helper inside, in the gate's low bits.
 const ONE: u64 = 1;
@@ -31,7 +34,7 @@ const NEXT: u64 = 1 << 17;
 /// A fixed number of threads: whoever calls, and helpers.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    helpers: Vec<JoinHandle<()>>,
+    helpers: Vec<thread::JoinHandle<()>>,
 }
 
 /// What is being done. Written while the gate is shut and nobody is inside, read by those inside.
@@ -44,7 +47,7 @@ struct Job {
 struct Shared {
     /// Which piece of work it is, whether one may still join, and how many helpers have.
     gate: AtomicU64,
-    job: std::cell::UnsafeCell<Option<Job>>,
+    job: UnsafeCell<Option<Job>>,
     /// The next task that nobody has taken.
     next: AtomicUsize,
     /// Held by the caller whose work it is.
@@ -52,7 +55,7 @@ struct Shared {
     /// What the first task that panicked said.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
-    asleep: AtomicUsize,
+    asleep: AtomicU64,
     bed: Mutex<()>,
     alarm: Condvar,
 }
@@ -75,7 +78,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     /// Takes tasks until there are none.
     fn work(&self, job: Job) {
-        INSIDE_TASK.set(true);
+        INSIDE_TASK.with(|inside| inside.set(true));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let task = self.next.fetch_add(1, Ordering::Relaxed);
@@ -86,7 +89,7 @@ impl Shared {
                 unsafe { job.run.as_ref()(task) };
             }
         }));
-        INSIDE_TASK.set(false);
+        INSIDE_TASK.with(|inside| inside.set(false));
         if let Err(panic) = outcome {
             lock(&self.panic).get_or_insert(panic);
         }
@@ -113,7 +116,7 @@ impl Shared {
             }
             if self.join() {
                 // SAFETY: inside, see `Sync`.
-                if let Some(job) = unsafe { *self.job.get() } {
+                if let Some(job) = self.job.with(|job| unsafe { *job }) {
                     self.work(job);
                 }
                 self.gate.fetch_sub(ONE, Ordering::Release);
@@ -135,7 +138,7 @@ impl Shared {
             if start.get_or_insert_with(Instant::now).elapsed() >= SPIN {
                 break;
             }
-            std::thread::yield_now();
+            thread::yield_now();
         }
         // Counted before the last look, and the caller looks at the count after it has shown its work: one of the two sees
         // the other. The lock is held until we sleep, so that the alarm does not ring between.
@@ -162,19 +165,19 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
-            job: std::cell::UnsafeCell::new(None),
+            job: UnsafeCell::new(None),
             next: AtomicUsize::new(0),
             caller: Mutex::new(()),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
-            asleep: AtomicUsize::new(0),
+            asleep: AtomicU64::new(0),
             bed: Mutex::new(()),
             alarm: Condvar::new(),
         });
         let mut pool = Pool { shared, helpers: Vec::new() };
         for i in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let helper = std::thread::Builder::new().name(format!("fathom-{i}")).spawn(move || shared.help());
+            let helper = thread::Builder::new().name(format!("fathom-{i}")).spawn(move || shared.help());
             pool.helpers.push(helper.map_err(|e| Error::Threads { threads, cause: e.to_string() })?);
         }
         Ok(pool)
@@ -188,7 +191,7 @@ impl Pool {
     pub(crate) fn each(&self, tasks: usize, f: impl Fn(usize) + Sync + Send) {
         let shared = &*self.shared;
         // From inside a task, or while others use the threads: in place, with the same results.
-        if tasks <= 1 || self.helpers.is_empty() || INSIDE_TASK.get() {
+        if tasks <= 1 || self.helpers.is_empty() || INSIDE_TASK.with(Cell::get) {
             return (0..tasks).for_each(f);
         }
         let caller = match shared.caller.try_lock() {
@@ -203,7 +206,7 @@ impl Pool {
         });
         let job = Job { run, tasks };
         // SAFETY: the gate is shut and empty: we hold `caller`, and whoever held it before left it so.
-        unsafe { *shared.job.get() = Some(job) };
+        shared.job.with_mut(|shown| unsafe { *shown = Some(job) });
         shared.next.store(0, Ordering::Relaxed);
         shared.gate.fetch_add(NEXT | OPEN, Ordering::SeqCst);
         shared.wake();
@@ -214,7 +217,7 @@ impl Pool {
         while shared.gate.load(Ordering::Acquire) & INSIDE != 0 {
             looks += 1;
             if looks.is_multiple_of(LOOKS) {
-                std::thread::yield_now();
+                thread::yield_now();
             }
             std::hint::spin_loop();
         }
@@ -284,7 +287,78 @@ impl<T> Output<T> {
     }
 }
 
-#[cfg(test)]
+/// `RUSTFLAGS="--cfg loom" cargo test --release -p fathom-kernels --lib pool::loom`
+#[cfg(all(test, loom))]
+mod loom {
+    use super::*;
+
+    /// Runs a model in every order of its threads' steps that stops a running thread at most three times.
+    fn check(model: impl Fn() + Sync + Send + 'static) {
+        let mut builder = ::loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(model);
+    }
+
+    /// Each of two tasks counts itself: a count is 1 only if the task ran once and the caller sees what it wrote.
+    fn every_task_once(pool: &Pool) {
+        let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        pool.each(2, |i| {
+            counts[i].fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+    }
+
+    #[test]
+    fn every_task_once_and_seen() {
+        check(|| {
+            let pool = Pool::new(2).unwrap();
+            every_task_once(&pool);
+            every_task_once(&pool);
+        });
+    }
+
+    #[test]
+    fn two_callers() {
+        check(|| {
+            let pool = Arc::new(Pool::new(2).unwrap());
+            let other = Arc::clone(&pool);
+            let other = thread::spawn(move || every_task_once(&other));
+            every_task_once(&pool);
+            other.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_helper_going_to_sleep_is_woken() {
+        check(|| {
+            let pool = Pool::new(2).unwrap();
+            for _ in 0..2 {
+                let (here, change) = (Mutex::new(0), Condvar::new());
+                // Neither task ends without the other: a helper that sleeps on is a deadlock.
+                pool.each(2, |_| {
+                    let mut here = lock(&here);
+                    *here += 1;
+                    change.notify_all();
+                    while *here < 2 {
+                        here = change.wait(here).unwrap();
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn helpers_end_with_the_pool() {
+        check(|| {
+            let pool = Pool::new(3).unwrap();
+            let shared = Arc::clone(&pool.shared);
+            drop(pool);
+            assert_eq!(Arc::strong_count(&shared), 1);
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

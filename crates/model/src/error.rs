@@ -42,10 +42,14 @@ pub enum Error {
         position: usize,
     },
     /// A hash layer's table points outside the layer's experts.
-    #[error("{tensor} sends token {token} to expert {expert}, but there are {experts}; the checkpoint is damaged")]
+    #[error(
+        "{file}: tensor {tensor} sends token {token} to expert {expert}, but there are {experts}; the checkpoint is damaged"
+    )]
     HashTable {
         /// The tensor's name.
         tensor: String,
+        /// Where it was found.
+        file: String,
         /// The token's row.
         token: usize,
         /// What the row says.

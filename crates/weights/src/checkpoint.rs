@@ -17,8 +17,10 @@ use crate::{Config, Error, mapping};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-/// The largest `config.json` and index that are read, in bytes.
-const MAX_JSON: u64 = 256 << 20;
+/// The largest `config.json` that is read, in bytes; those of the releases have 2 KB.
+const MAX_CONFIG: u64 = 4 << 20;
+/// The largest index that is read, in bytes; V4-Pro's has 20 MB.
+const MAX_INDEX: u64 = 256 << 20;
 
 /// Which release of V4 the files are, by the tensors they have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +57,7 @@ impl Checkpoint {
     /// # Errors
     /// The first thing that is wrong, by name.
     pub fn open(folder: &Path) -> Result<Checkpoint, Error> {
-        let config = Config::parse(&read_json(&folder.join("config.json"))?)?;
+        let config = Config::parse(&read_json(&folder.join("config.json"), MAX_CONFIG)?)?;
         let (files, index) = shard_files(folder)?;
         let mut shards = Vec::new();
         for path in files {
@@ -194,6 +196,13 @@ impl Checkpoint {
                     return Err((full, format!("is FP4 with {cols} columns, which is no multiple of 32")));
                 }
                 let stored = if entry.dtype == Dtype::F4 { cols } else { cols / 2 };
+                if *entry.shape == [rows, cols] && stored < cols {
+                    let dtype = entry.dtype;
+                    return Err((
+                        full,
+                        format!("is {dtype:?}, which is FP4, two to a byte, but has shape [{rows}, {cols}]"),
+                    ));
+                }
                 self.check_plain(&full, &[entry.dtype], &[rows, stored])?;
                 self.check_plain(&scale, &scales, &[rows, cols / 32])
             }
@@ -220,7 +229,8 @@ impl Checkpoint {
 
     /// `name.weight`, or `name` for those that have no such ending.
     fn full_name(&self, name: &str) -> String {
-        if self.tensors.contains_key(name) { name.to_owned() } else { format!("{name}.weight") }
+        let bare = name.ends_with("_fn") || self.tensors.contains_key(name);
+        if bare { name.to_owned() } else { format!("{name}.weight") }
     }
 
     /// The configuration.
@@ -274,24 +284,30 @@ impl Checkpoint {
         Ok(self.shards[entry.shard as usize].bytes.slice(entry.range.0..entry.range.1))
     }
 
+    /// The file that has a tensor, or was looked through for it.
+    pub fn file(&self, name: &str) -> String {
+        self.tensors.get(name).map_or_else(|| self.place(), |e| file_name(&self.shards, e.shard))
+    }
+
     /// A BF16 or F32 tensor of any rank, as f32.
     ///
     /// # Errors
-    /// There is no such tensor, or it is of another type.
+    /// There is no such tensor, it is of another type, or has values that are no numbers.
     pub fn vector(&self, name: &str) -> Result<Vec<f32>, Error> {
         let bytes = self.bytes(name)?;
-        match self.entry(name)?.dtype {
-            Dtype::F32 => Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+        let wrong =
+            |problem| Err(Error::Tensor { tensor: name.to_owned(), file: self.file(name), problem, others_too: 0 });
+        let values: Vec<f32> = match self.entry(name)?.dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::BF16 => {
                 let wide = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
-                Ok(bytes.chunks_exact(2).map(wide).collect())
+                bytes.chunks_exact(2).map(wide).collect()
             }
-            other => Err(Error::Tensor {
-                tensor: name.to_owned(),
-                file: file_name(&self.shards, self.entry(name)?.shard),
-                problem: format!("is {other:?}; it must be BF16 or F32"),
-                others_too: 0,
-            }),
+            other => return wrong(format!("is {other:?}; it must be BF16 or F32")),
+        };
+        match values.iter().find(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(v) => wrong(format!("has the value {v}; it is damaged, download it again")),
         }
     }
 
@@ -334,7 +350,7 @@ fn file_name(shards: &[Shard], shard: u32) -> String {
     shards[shard as usize].path.display().to_string()
 }
 
-fn read_json(path: &Path) -> Result<Vec<u8>, Error> {
+fn read_json(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
     let read = |cause| Error::Read { path: path.to_owned(), cause };
     let wrong = |problem: String| Error::File { path: path.to_owned(), problem };
     let found = std::fs::metadata(path).map_err(read)?;
@@ -342,11 +358,11 @@ fn read_json(path: &Path) -> Result<Vec<u8>, Error> {
     if !found.is_file() {
         return Err(wrong("is not a regular file".into()));
     }
-    if found.len() > MAX_JSON {
+    if found.len() > most {
         return Err(wrong(format!("has {} bytes, too many for a JSON file of a checkpoint", found.len())));
     }
     let mut bytes = Vec::with_capacity(found.len() as usize);
-    File::open(path).map_err(read)?.take(MAX_JSON).read_to_end(&mut bytes).map_err(read)?;
+    File::open(path).map_err(read)?.take(most).read_to_end(&mut bytes).map_err(read)?;
     Ok(bytes)
 }
 
@@ -362,7 +378,7 @@ impl Index {
         struct Raw {
             weight_map: HashMap<String, String>,
         }
-        match serde_json::from_slice::<Raw>(&read_json(&path)?) {
+        match serde_json::from_slice::<Raw>(&read_json(&path, MAX_INDEX)?) {
             Ok(raw) if raw.weight_map.is_empty() => {
                 Err(Error::File { problem: "has an empty weight_map; download it again".into(), path })
             }
@@ -396,7 +412,8 @@ impl Index {
 /// The shards of a folder, and the index where there is one.
 fn shard_files(folder: &Path) -> Result<(Vec<PathBuf>, Option<Index>), Error> {
     let index = folder.join(INDEX);
-    if index.exists() {
+    // Even a link to nothing: what it should have said is missing.
+    if index.symlink_metadata().is_ok() {
         let index = Index::read(index)?;
         let names: HashSet<&str> = index.weight_map.iter().map(|(_, file)| file.as_str()).collect();
         let mut files: Vec<PathBuf> = Vec::new();

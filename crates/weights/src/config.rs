@@ -269,7 +269,8 @@ fn ratios(map: &Map<String, Value>, layers: usize) -> Result<Vec<usize>, Error> 
 }
 
 fn yarn(map: &Map<String, Value>) -> Result<Yarn, Error> {
-    let Some(Value::Object(inner)) = map.get("rope_scaling").or_else(|| map.get("rope_parameters")) else {
+    let scaling = map.get("rope_scaling").filter(|v| !v.is_null());
+    let Some(Value::Object(inner)) = scaling.or_else(|| map.get("rope_parameters")) else {
         return wrong("rope_scaling", "is missing or not an object; it must describe YaRN");
     };
     let names = ["type", "rope_type"].map(|name| (name, inner.get(name)));

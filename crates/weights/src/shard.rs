@@ -13,6 +13,9 @@ use crate::Error;
 /// The longest header that is read, in bytes, as in the format's own library.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// The longest header that is searched for what is wrong with it, in bytes; the releases' have less than 1 MB.
+const LARGE_HEADER: usize = 8 << 20;
+
 /// A tensor's place.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
@@ -66,6 +69,10 @@ fn header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
 
 /// The first tensor of a header that the library refuses without naming it, and what is wrong with it.
 fn spoilt(header: &[u8]) -> Option<(String, String)> {
+    // Read once more, as a tree: many times its size.
+    if header.len() > LARGE_HEADER {
+        return None;
+    }
     let value: Value = serde_json::from_slice(header).ok()?;
     let tensors = value.as_object()?.iter().filter(|(name, _)| *name != "__metadata__");
     tensors.into_iter().find_map(|(name, info)| Some((name.clone(), why_spoilt(info)?)))

@@ -91,7 +91,12 @@ impl Tokenizer {
     pub fn load_in_background(folder: &Path) -> Result<Loading, Error> {
         let path = folder.join("tokenizer.json");
         if !path.is_file() {
-            return Err(Error::TokenizerMissing(path));
+            let cause = "it is no regular file".to_owned();
+            return Err(if path.exists() {
+                Error::TokenizerBroken { path, cause }
+            } else {
+                Error::TokenizerMissing(path)
+            });
         }
         let config = folder.join("tokenizer_config.json");
         spawn(path.clone(), move || {
@@ -280,7 +285,11 @@ fn build(path: &Path, json: &[u8], config: Option<(&Path, &[u8])>) -> Result<Tok
         merge_added(&mut json, &config);
     }
     let count = count_ids(&json).map_err(broken)?;
-    let mut bpe = fastokens::Tokenizer::from_json(json).map_err(|error| broken(error.to_string()))?;
+    let mut bpe = fastokens::Tokenizer::from_json(json).map_err(|error| match error.to_string() {
+        // What it says of a BPE model that it could not read as one.
+        cause if cause.ends_with("Other") => broken("its model.vocab or model.merges is damaged".to_owned()),
+        cause => broken(cause),
+    })?;
     if !matches!(bpe.decoder(), Some(Kind::ByteLevel(_))) {
         return Err(broken("its decoder is not ByteLevel, as V4's is".to_owned()));
     }

@@ -67,7 +67,7 @@ pub fn chat(args: &Args) -> Outcome {
     let (vocab, eos) = (files.checkpoint.config().vocab_size, files.checkpoint.config().eos_token_id);
     let sampling = args.sampling.sampling();
     sampling.check(vocab)?;
-    eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    crate::ui::say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     let prompter = files.prompter()?;
     let engine = loaded.engine(1);
     let stop = Arc::new(AtomicBool::new(false));
@@ -83,19 +83,19 @@ pub fn chat(args: &Args) -> Outcome {
     let drop_line = DropLine { was_empty: Arc::clone(&was_empty) };
     editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(Box::new(drop_line)));
     let mut out = out();
-    eprintln!("Type a message, or /help.");
+    crate::ui::say!("Type a message, or /help.");
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
             Err(ReadlineError::Eof) => return Ok(()),
             Err(ReadlineError::Interrupted) => {
                 if was_empty.swap(true, Ordering::Relaxed) {
-                    eprintln!("(Ctrl-D or /exit leaves)");
+                    crate::ui::say!("(Ctrl-D or /exit leaves)");
                 }
                 continue;
             }
             Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => {
-                eprintln!("fathom: standard input: a line that is not UTF-8 was left out");
+                crate::ui::say!("fathom: standard input: a line that is not UTF-8 was left out");
                 continue;
             }
             Err(e) => return Err(e.into()),
@@ -107,23 +107,23 @@ pub fn chat(args: &Args) -> Outcome {
             [] => continue,
             ["/exit" | "/quit"] => return Ok(()),
             ["/help"] => {
-                eprintln!("{HELP}");
+                crate::ui::say!("{HELP}");
                 continue;
             }
             ["/clear"] => {
                 messages.clone_from(&beginning);
-                eprintln!("(forgotten)");
+                crate::ui::say!("(forgotten)");
                 continue;
             }
             ["/think", how] => {
                 match <Think as clap::ValueEnum>::from_str(how, true) {
                     Ok(think) => effort = think.into(),
-                    Err(_) => eprintln!("/think takes off, low, high or max"),
+                    Err(_) => crate::ui::say!("/think takes off, low, high or max"),
                 }
                 continue;
             }
             [word, ..] if word.starts_with('/') => {
-                eprintln!("there is no {word}; /help lists what there is");
+                crate::ui::say!("there is no {word}; /help lists what there is");
                 continue;
             }
             _ => {}
@@ -151,13 +151,13 @@ pub fn chat(args: &Args) -> Outcome {
                     Finish::Length => "--max-tokens reached; ",
                     Finish::Stop => "",
                 };
-                eprintln!("({why}{})", answer.numbers());
+                crate::ui::say!("({why}{})", answer.numbers());
                 messages.push(Message { role: Role::Assistant, text: answer.text });
             }
             Err(e) => {
                 // The question did not go through; the conversation did.
                 messages.pop();
-                eprintln!("fathom: {e}");
+                crate::ui::say!("fathom: {e}");
             }
         }
     }

@@ -55,7 +55,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if is_broken_pipe(e.as_ref()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("fathom: {e}");
+            crate::ui::say!("fathom: {e}");
             ExitCode::from(2)
         }
     }

@@ -120,7 +120,9 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
         profile: options.profile,
     })?;
     if cpu.isa() == "plain" && options.isa.is_none() {
-        eprintln!("this CPU has neither AVX2 nor NEON: plain code runs, with the same results, many times slower");
+        crate::ui::say!(
+            "this CPU has neither AVX2 nor NEON: plain code runs, with the same results, many times slower"
+        );
     }
     let model = Model::load(cpu, &files.checkpoint)?;
     let limit = model.config().max_position_embeddings;

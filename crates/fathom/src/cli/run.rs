@@ -150,7 +150,7 @@ pub fn run(args: &Args) -> Outcome {
         parsing.stop_sequences.clone_from(&args.stop);
         (tokens, Reading::Chat(parsing))
     };
-    eprintln!("{about}");
+    crate::ui::say!("{about}");
     let engine = loaded.engine(1);
     let request =
         Request { prompt: tokens, max_tokens: args.max_tokens.map(usize::from), stop_tokens: vec![eos], sampling };
@@ -168,7 +168,7 @@ pub fn run(args: &Args) -> Outcome {
     } else {
         writeln!(out)?;
     }
-    eprintln!("{}", answer.numbers());
+    crate::ui::say!("{}", answer.numbers());
     Ok(())
 }
 
@@ -221,7 +221,11 @@ fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::er
             let (mut found, mut left_out) = (Vec::new(), Vec::new());
             walk(path, &mut found, &mut left_out)?;
             if let Some(first) = left_out.first() {
-                eprintln!("left out {} that are no UTF-8 text, such as {}", count(left_out.len()), first.display());
+                crate::ui::say!(
+                    "left out {} that are no UTF-8 text, such as {}",
+                    count(left_out.len()),
+                    first.display()
+                );
             }
             if found.is_empty() {
                 return Err(format!("{}: no text files in this folder", path.display()).into());
@@ -237,7 +241,7 @@ fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::er
     if !dash.is_empty() || (words.is_empty() && files.is_empty() && !io::stdin().is_terminal()) {
         parts.push(stdin()?);
     } else if !files.iter().any(|path| path == Path::new("-")) && stdin_has_data() {
-        eprintln!("standard input was not read; put a word - into the prompt where it should go");
+        crate::ui::say!("standard input was not read; put a word - into the prompt where it should go");
     }
     if !words.is_empty() {
         parts.push(words.into_iter().map(String::as_str).collect::<Vec<_>>().join(" "));

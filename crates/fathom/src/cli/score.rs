@@ -38,10 +38,17 @@ pub struct Args {
 
 /// Scores a file of tokens.
 pub fn score(args: &Args) -> Outcome {
+    // Before the work, not after it: what cannot be read, and a place that cannot be written to.
     let (prompt, tokens) = read(&args.tokens)?;
-    // Before the work, not after it: a place that cannot be written to.
-    let output = Output::create(&args.output)?;
+    let output = Output::new(&args.output, args.model.as_deref(), &args.tokens)?;
     let files = Files::open(args.model.as_deref())?;
+    let vocab = files.checkpoint.config().vocab_size;
+    for (name, ids) in [("prompt", &prompt), ("tokens", &tokens)] {
+        if let Some(i) = ids.iter().position(|&id| id as usize >= vocab) {
+            let (file, id) = (args.tokens.display(), ids[i]);
+            return Err(format!("{file}: {name}[{i}] is {id}, outside the model's vocabulary of {vocab}").into());
+        }
+    }
     let total = prompt.len() + tokens.len();
     let limit = files.checkpoint.config().max_position_embeddings;
     if total > limit {
@@ -60,7 +67,7 @@ pub fn score(args: &Args) -> Outcome {
     let logits = model.device().scope(|| {
         if args.batch { with_another(model, &prompt, &tokens, chunk) } else { alone(model, &prompt, &tokens, chunk) }
     })?;
-    output.write(&serialized(&logits, files.checkpoint.config().vocab_size)?)
+    output.write(&serialized(&logits, vocab)?)
 }
 
 fn alone(model: &Model<Cpu>, prompt: &[u32], tokens: &[u32], chunk: usize) -> Result<Vec<f32>, fathom_model::Error> {
@@ -150,71 +157,113 @@ fn serialized(logits: &[f32], vocab: usize) -> Result<Vec<u8>, Box<dyn std::erro
 }
 
 /// A file that is written whole or not at all.
+#[derive(Debug)]
 struct Output {
     path: PathBuf,
-    file: File,
     /// Where the file grows until it takes the place of `path`; none where that is a device or a pipe, which are written
     /// to as they are.
     partial: Option<PathBuf>,
 }
 
 impl Output {
-    fn create(path: &Path) -> Result<Output, String> {
+    /// Checks that `path` can be written to and is none of the inputs.
+    fn new(path: &Path, model: Option<&Path>, tokens: &Path) -> Result<Output, String> {
         let failed = |e: io::Error| format!("cannot write {}: {e}", path.display());
-        if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            let file = File::options().write(true).open(path).map_err(failed)?;
-            return Ok(Output { path: path.to_owned(), file, partial: None });
+        let Ok(found) = fs::metadata(path) else {
+            let output = Output { path: path.to_owned(), partial: Some(partial(path)) };
+            output.create().map_err(failed)?;
+            return Ok(output);
+        };
+        if !found.is_file() {
+            File::options().write(true).open(path).map_err(failed)?;
+            return Ok(Output { path: path.to_owned(), partial: None });
         }
         // Through a link, what it points to is replaced, not the link.
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(format!(".{}.partial", std::process::id()));
-        let partial = PathBuf::from(partial);
-        let file = File::options().write(true).create_new(true).open(&partial).map_err(failed)?;
-        Ok(Output { path, file, partial: Some(partial) })
+        let path = path.canonicalize().map_err(failed)?;
+        let model = model.and_then(|folder| folder.canonicalize().ok());
+        if tokens.canonicalize().is_ok_and(|tokens| tokens == path)
+            || path.parent().is_some_and(|p| Some(p) == model.as_deref())
+        {
+            return Err(format!(
+                "--output is {}, which is there and one of the inputs; name another file",
+                path.display()
+            ));
+        }
+        let output = Output { partial: Some(partial(&path)), path };
+        output.create().map_err(failed)?;
+        Ok(output)
     }
 
-    fn write(mut self, bytes: &[u8]) -> Outcome {
+    /// Makes the file that grows, and takes it away again.
+    fn create(&self) -> io::Result<()> {
+        let Some(partial) = &self.partial else { return Ok(()) };
+        File::options().write(true).create_new(true).open(partial)?;
+        fs::remove_file(partial)
+    }
+
+    fn write(&self, bytes: &[u8]) -> Outcome {
         let failed = |e: io::Error| format!("cannot write {}: {e}", self.path.display());
-        self.file.write_all(bytes).map_err(failed)?;
-        if let Some(partial) = &self.partial {
-            fs::rename(partial, &self.path).map_err(failed)?;
-            self.partial = None;
-        }
-        Ok(())
+        let Some(partial) = &self.partial else {
+            File::options().write(true).open(&self.path).and_then(|mut file| file.write_all(bytes)).map_err(failed)?;
+            return Ok(());
+        };
+        let write = || {
+            File::options().write(true).create_new(true).open(partial)?.write_all(bytes)?;
+            if let Ok(before) = fs::metadata(&self.path) {
+                fs::set_permissions(partial, before.permissions())?;
+            }
+            fs::rename(partial, &self.path)
+        };
+        write().map_err(|e| {
+            // What there is of it is of no use; that it may not even be there is no news.
+            let _ = fs::remove_file(partial);
+            failed(e).into()
+        })
     }
 }
 
-impl Drop for Output {
-    fn drop(&mut self) {
-        if let Some(partial) = &self.partial {
-            // There is nobody to tell, and why it could not be written has been said.
-            let _ = fs::remove_file(partial);
-        }
-    }
+/// The name of a file that grows.
+fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.partial", std::process::id()));
+    name.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn output(path: &Path) -> Result<Output, String> {
+        Output::new(path, None, Path::new("tokens"))
+    }
+
     #[test]
     fn outputs_are_whole_or_not_there() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("logits");
-        let names = || {
-            let names = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-            names.collect::<std::collections::BTreeSet<_>>()
-        };
-        drop(Output::create(&path).unwrap());
-        assert!(names().is_empty());
-        fs::write(&path, "before").unwrap();
-        let output = Output::create(&path).unwrap();
+        let count = || fs::read_dir(folder.path()).unwrap().count();
+        let first = output(&path).unwrap();
+        assert_eq!(count(), 0, "nothing before it is written");
+        first.write(b"before").unwrap();
+        let second = output(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"before");
-        output.write(b"after").unwrap();
-        assert_eq!((fs::read(&path).unwrap().as_slice(), names().len()), (&b"after"[..], 1));
-        assert!(Output::create(&folder.path().join("none/logits")).is_err_and(|e| e.contains("none/logits")));
-        assert!(Output::create(folder.path()).is_err(), "a folder");
+        second.write(b"after").unwrap();
+        assert_eq!((fs::read(&path).unwrap().as_slice(), count()), (&b"after"[..], 1));
+        assert!(output(&folder.path().join("none/logits")).is_err_and(|e| e.contains("none/logits")));
+        assert!(output(folder.path()).is_err(), "a folder");
+    }
+
+    #[test]
+    fn inputs_are_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (shard, tokens) = (folder.path().join("model.safetensors"), folder.path().join("tokens"));
+        fs::write(&shard, "weights").unwrap();
+        fs::write(&tokens, "tokens").unwrap();
+        for (path, model) in [(&shard, Some(folder.path())), (&tokens, None)] {
+            let message = Output::new(path, model, &tokens).unwrap_err();
+            assert!(message.contains("one of the inputs"), "{message}");
+        }
+        Output::new(&folder.path().join("logits"), Some(folder.path()), &tokens).unwrap();
     }
 
     #[cfg(unix)]
@@ -224,10 +273,10 @@ mod tests {
         let (target, link) = (folder.path().join("target"), folder.path().join("link"));
         fs::write(&target, "before").unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        Output::create(&link).unwrap().write(b"after").unwrap();
+        output(&link).unwrap().write(b"after").unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read(&target).unwrap(), b"after");
-        let device = Output::create(Path::new("/dev/null")).unwrap();
+        let device = output(Path::new("/dev/null")).unwrap();
         assert_eq!(device.partial, None);
         device.write(b"gone").unwrap();
     }

@@ -43,14 +43,14 @@ pub fn serve(args: &Args) -> Outcome {
     let loaded = load(&files, &args.options, args.context.map(usize::from))?;
     let eos = files.checkpoint.config().eos_token_id;
     let name = args.served_model_name.clone().unwrap_or_else(|| files.name.clone());
-    eprintln!("{}", loaded.describe(&files.name, files.checkpoint.release()));
-    eprintln!("memory: {}", loaded.plan);
+    crate::ui::say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    crate::ui::say!("memory: {}", loaded.plan);
     let prompter = files.prompter()?;
     let engine = loaded.engine(usize::from(args.requests));
     let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
     listen(service, SocketAddr::new(args.host, args.port), |address| {
-        eprintln!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
+        crate::ui::say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;
     engine.drain();
     Ok(())

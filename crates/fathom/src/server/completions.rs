@@ -26,7 +26,7 @@ use super::{ApiError, Generate, Service};
 use crate::chat::Output;
 use fathom_engine::Request;
 
-/// A body that has not come after this long is given up: it holds a place in the queue.
+/// A body that has not come after this long is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Clients give up on a stream that is silent for a minute or so.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -36,10 +36,11 @@ pub(super) async fn completions<G: Generate>(
     State(service): State<Arc<Service<G>>>,
     request: HttpRequest<Body>,
 ) -> Result<Response, ApiError> {
-    let slot = service.take_slot()?;
     let body = tokio::time::timeout(PATIENCE, read(request.into_body(), service.limits.body))
         .await
         .map_err(|_| ApiError::other(StatusCode::REQUEST_TIMEOUT, "timeout", "The body took too long to arrive."))??;
+    // Not before: who sends half a request takes nobody's place.
+    let slot = service.take_slot()?;
     let work = service.work();
     // A million tokens take a while to encode: not on a thread that answers others.
     let encoder = Arc::clone(&service);

@@ -207,14 +207,20 @@ fn sampling(sampled: &Sampled, converted: &ConversationRequest, served: &Served)
 
 /// 400 for what is not JSON, naming the parameter where the reason is a number JSON does not have.
 fn not_json(body: &[u8], error: &serde_json::Error) -> ApiError {
-    match not_a_number(body) {
+    // Such a number ends where the error is.
+    let large = error.to_string().starts_with("number out of range").then(|| {
+        let lines = body.split_inclusive(|&byte| byte == b'\n');
+        lines.take(error.line().saturating_sub(1)).map(<[u8]>::len).sum::<usize>() + error.column()
+    });
+    match not_a_number(body, large) {
         Some((key, word)) => ApiError::bad(Some(&key), format!("'{key}' must be a finite number, not {word}.")),
         None => ApiError::bad(None, format!("The body is not valid JSON: {error}.")),
     }
 }
 
-/// The body's key before the first `NaN` or `Infinity` outside of strings, as some clients write them.
-fn not_a_number(body: &[u8]) -> Option<(String, &'static str)> {
+/// The body's key before the first `NaN` or `Infinity` outside of strings, as some clients write them, or before the number
+/// that ends at byte `large`.
+fn not_a_number(body: &[u8], large: Option<usize>) -> Option<(String, &'static str)> {
     let text = std::str::from_utf8(body).ok()?;
     let (mut key, mut depth) = ("", 0i64);
     let mut at = 0;
@@ -237,6 +243,9 @@ fn not_a_number(body: &[u8]) -> Option<(String, &'static str)> {
             if rest.starts_with(word.as_bytes()) {
                 return Some((key.to_owned(), word));
             }
+        }
+        if large.is_some_and(|end| at + 1 >= end) {
+            return Some((key.to_owned(), "one so large"));
         }
         match rest[0] {
             b'{' | b'[' => depth += 1,

@@ -6,6 +6,7 @@ mod progress;
 
 pub use memory::{Plan, forget_peak, peak_rss};
 pub use out::out;
+pub(crate) use out::say;
 pub use progress::Progress;
 
 /// A whole number with commas: `1,048,576`.

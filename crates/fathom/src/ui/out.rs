@@ -1,4 +1,4 @@
-//! Standard output, whose failures are errors and no panics.
+//! Standard output, whose failures are errors, and standard error, whose failures are nobody's business.
 
 use std::io::{self, Stdout, Write};
 
@@ -28,3 +28,12 @@ impl Write for Out {
         self.0.flush().map_err(named)
     }
 }
+
+/// As `eprintln!`, but nobody reading it is no reason to end.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+pub(crate) use say;

@@ -53,7 +53,7 @@ impl Progress {
             bar.set_message(message);
         } else if self.last_line.elapsed() >= LINES {
             self.last_line = Instant::now();
-            eprintln!("reading: {} of {} tokens, {message}", commas(done), commas(self.total));
+            crate::ui::say!("reading: {} of {} tokens, {message}", commas(done), commas(self.total));
         }
     }
 

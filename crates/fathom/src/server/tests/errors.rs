@@ -114,9 +114,13 @@ async fn what_is_not_json_is_refused() {
 #[tokio::test]
 async fn numbers_json_does_not_have_are_named() {
     let parrot = Parrot::new("x");
-    for (value, param) in
-        [("NaN", "temperature"), ("Infinity", "top_p"), ("-Infinity", "min_p"), (r#"{"5": NaN}"#, "logit_bias")]
-    {
+    for (value, param) in [
+        ("NaN", "temperature"),
+        ("Infinity", "top_p"),
+        ("-Infinity", "min_p"),
+        (r#"{"5": NaN}"#, "logit_bias"),
+        ("1e400", "temperature"),
+    ] {
         let body = format!(r#"{{"model": "a \" NaN", "messages": [], "{param}": {value}}}"#);
         let (status, text) = send(parrot.router(), "POST", "/v1/chat/completions", body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST);
