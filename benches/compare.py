@@ -38,11 +38,12 @@ def growth(deep, short):
     """Time that depth adds to a token ÷ the time its added operations take at the machine's peaks."""
     if not deep["depth"] or not short:
         return ""
-    deep_needs, needs, machine = deep["roofline"], short[0]["roofline"], deep["roofline"]["machine"]
+    short = short[-1]  # That of the same run.
+    deep_needs, needs, machine = deep["roofline"], short["roofline"], deep["roofline"]["machine"]
     int8 = deep_needs["int8_per_token"] - needs["int8_per_token"]
     f32 = deep_needs["flops_per_token"] - needs["flops_per_token"] - int8
     least = int8 / machine["int8_ops_per_second"] + f32 / machine["f32_flops_per_second"]
-    return f"{(1 / deep['tokens_per_second'] - 1 / short[0]['tokens_per_second']) / least:.2f}"
+    return f"{(1 / deep['tokens_per_second'] - 1 / short['tokens_per_second']) / least:.2f}"
 
 
 def main():

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fathom_kernels::{
-    Attention, Compressor, Device, EntryKind, Expert, Format, Gate, Hyper, IndexShape, Matrix, RowShape, Share,
+    Attention, Compressor, Device, EntryKind, Expert, Gate, Hyper, IndexShape, Matrix, RowShape, Share,
 };
 use fathom_weights::{Checkpoint, Config};
 
@@ -40,22 +40,7 @@ impl<D: Device> Model<D> {
 
 impl<D: Device> Loader<'_, D> {
     fn matrix(&self, name: &str) -> Result<Matrix<D::Buffer>, Error> {
-        let matrix = self.checkpoint.matrix(name)?;
-        // FP8 has few scales, which cost nothing to look at; FP4 has as many as a sixteenth of its bytes.
-        if let (Format::Fp8, Some(scale)) = (matrix.format, &matrix.scale)
-            && scale.contains(&u8::MAX)
-        {
-            let tensor = format!("{name}.scale");
-            let problem = "has a scale that is no number (255); it is damaged, download it again".to_owned();
-            return Err(fathom_weights::Error::Tensor {
-                file: self.checkpoint.file(&tensor),
-                tensor,
-                problem,
-                others_too: 0,
-            }
-            .into());
-        }
-        Ok(matrix.try_map(|bytes: Bytes| self.device.upload(bytes))?)
+        Ok(self.checkpoint.matrix(name)?.try_map(|bytes: Bytes| self.device.upload(bytes))?)
     }
 
     /// A small tensor as f32.

@@ -314,7 +314,7 @@ impl Checkpoint {
     /// A matrix `[out, in]` as stored, by its name without `.weight`, with its scales.
     ///
     /// # Errors
-    /// There is no such tensor.
+    /// There is no such tensor, or a scale of a dense FP8 matrix is no number.
     pub fn matrix(&self, name: &str) -> Result<Matrix<Bytes>, Error> {
         let full = self.full_name(name);
         let entry = self.entry(&full)?;
@@ -337,6 +337,12 @@ impl Checkpoint {
             Format::Fp8 | Format::Fp4 => Some(self.bytes(&format!("{name}.scale"))?),
             Format::F32 | Format::Bf16 => None,
         };
+        // The dense matrices' scales are few. The experts' are not looked at: they lie all over the files.
+        let dense = format == Format::Fp8 && !name.contains(".experts.");
+        if dense && scale.as_ref().is_some_and(|scale| scale.contains(&u8::MAX)) {
+            let (tensor, problem) = (format!("{name}.scale"), "has a scale that is no number (255); download it again");
+            return Err(Error::Tensor { file: self.file(&tensor), tensor, problem: problem.into(), others_too: 0 });
+        }
         Ok(Matrix { format, rows, cols, data: self.bytes(&full)?, scale })
     }
 }

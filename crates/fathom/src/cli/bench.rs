@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Outcome;
 use super::model::{Files, Loaded, Options, load};
-use crate::ui::{Progress, commas, forget_peak, out, peak_rss};
+use crate::ui::{Progress, commas, forget_peak, out, peak_rss, say};
 
 /// Flags of `fathom bench`.
 #[derive(Debug, clap::Args)]
@@ -110,7 +110,7 @@ pub fn bench(args: &Args) -> Outcome {
     // A fork owns its open page and those it adds; the rest it shares.
     let forked = model.state_bytes((longest + 2048).min(most));
     model.device().ledger().limit(Share::State, loaded.plan.state + forked);
-    crate::ui::say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     let tokens = Tokens { state: 1, vocab: model.config().vocab_size as u64 };
     let mut bench = Bench { args, loaded: &loaded, tokens, runs: Vec::new() };
     model.device().scope(|| bench.all(&depths)).map_err(|e| e as Box<dyn std::error::Error>)
@@ -146,7 +146,7 @@ impl Bench<'_> {
         }
         if !self.runs.is_empty() {
             let machine = |of: fn(&Peaks) -> f64| median(&self.runs, |run| of(&run.peaks));
-            crate::ui::say!(
+            say!(
                 "machine, median before each run: reads {:.1} GB/s, f32 {:.0} Gflop/s, int8 {:.2} Top/s",
                 machine(|p| p.read_bytes) / 1e9,
                 machine(|p| p.f32_flops) / 1e9,

@@ -17,7 +17,7 @@ use super::ask::{Reading, ask};
 use super::model::{Files, Options, load};
 use super::run::{SamplingArgs, Think, print};
 use crate::chat::{Effort, Message, Role};
-use crate::ui::out;
+use crate::ui::{out, say};
 
 /// Flags of `fathom chat`.
 #[derive(Debug, clap::Args)]
@@ -67,7 +67,7 @@ pub fn chat(args: &Args) -> Outcome {
     let (vocab, eos) = (files.checkpoint.config().vocab_size, files.checkpoint.config().eos_token_id);
     let sampling = args.sampling.sampling();
     sampling.check(vocab)?;
-    crate::ui::say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     let prompter = files.prompter()?;
     let engine = loaded.engine(1);
     let stop = Arc::new(AtomicBool::new(false));
@@ -83,19 +83,19 @@ pub fn chat(args: &Args) -> Outcome {
     let drop_line = DropLine { was_empty: Arc::clone(&was_empty) };
     editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(Box::new(drop_line)));
     let mut out = out();
-    crate::ui::say!("Type a message, or /help.");
+    say!("Type a message, or /help.");
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
             Err(ReadlineError::Eof) => return Ok(()),
             Err(ReadlineError::Interrupted) => {
                 if was_empty.swap(true, Ordering::Relaxed) {
-                    crate::ui::say!("(Ctrl-D or /exit leaves)");
+                    say!("(Ctrl-D or /exit leaves)");
                 }
                 continue;
             }
             Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => {
-                crate::ui::say!("fathom: standard input: a line that is not UTF-8 was left out");
+                say!("fathom: standard input: a line that is not UTF-8 was left out");
                 continue;
             }
             Err(e) => return Err(e.into()),
@@ -107,23 +107,23 @@ pub fn chat(args: &Args) -> Outcome {
             [] => continue,
             ["/exit" | "/quit"] => return Ok(()),
             ["/help"] => {
-                crate::ui::say!("{HELP}");
+                say!("{HELP}");
                 continue;
             }
             ["/clear"] => {
                 messages.clone_from(&beginning);
-                crate::ui::say!("(forgotten)");
+                say!("(forgotten)");
                 continue;
             }
             ["/think", how] => {
                 match <Think as clap::ValueEnum>::from_str(how, true) {
                     Ok(think) => effort = think.into(),
-                    Err(_) => crate::ui::say!("/think takes off, low, high or max"),
+                    Err(_) => say!("/think takes off, low, high or max"),
                 }
                 continue;
             }
             [word, ..] if word.starts_with('/') => {
-                crate::ui::say!("there is no {word}; /help lists what there is");
+                say!("there is no {word}; /help lists what there is");
                 continue;
             }
             _ => {}
@@ -151,13 +151,13 @@ pub fn chat(args: &Args) -> Outcome {
                     Finish::Length => "--max-tokens reached; ",
                     Finish::Stop => "",
                 };
-                crate::ui::say!("({why}{})", answer.numbers());
+                say!("({why}{})", answer.numbers());
                 messages.push(Message { role: Role::Assistant, text: answer.text });
             }
             Err(e) => {
                 // The question did not go through; the conversation did.
                 messages.pop();
-                crate::ui::say!("fathom: {e}");
+                say!("fathom: {e}");
             }
         }
     }

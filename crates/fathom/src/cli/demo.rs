@@ -14,7 +14,7 @@ use super::ask::{Answer, Reading, Shown, ask};
 use super::model::{Files, Loaded, Options, load};
 use crate::chat::{Effort, Message, Prompter, Role};
 use crate::demo::{Document, document};
-use crate::ui::{commas, out, peak_rss};
+use crate::ui::{commas, out, peak_rss, say};
 
 /// Tokens that the answer and the turn's marks may take.
 const ROOM: usize = 64;
@@ -51,8 +51,8 @@ pub fn demo(args: &Args) -> Outcome {
     let engine = loaded.engine(1);
     let first = args.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ clock());
     if !args.json {
-        crate::ui::say!("{about}");
-        crate::ui::say!("memory: {}", loaded.plan);
+        say!("{about}");
+        say!("memory: {}", loaded.plan);
     }
     let mut found = 0;
     for seed in (0..u64::from(args.seeds)).map(|i| first.wrapping_add(i)) {
@@ -84,7 +84,7 @@ fn one(
     if !args.json {
         let what = if args.no_needle { "no code in it" } else { "a code hidden" };
         let place = if args.no_needle { String::new() } else { format!(" at {:.0} %", text.depth * 100.0) };
-        crate::ui::say!("text {seed}: {} tokens, {what}{place}", commas(tokens));
+        say!("text {seed}: {} tokens, {what}{place}", commas(tokens));
     }
     let request = Request { prompt, max_tokens: Some(32), stop_tokens: vec![eos], sampling: Sampling::greedy() };
     let mut out = out();
@@ -127,11 +127,11 @@ fn verdict(
         (false, true) => "there was nothing to find".to_owned(),
     };
     writeln!(out, "   ({word})")?;
-    crate::ui::say!("{}", answer.numbers());
+    say!("{}", answer.numbers());
     let ledger = loaded.model.device().ledger();
     let [state, scratch] = [Share::State, Share::Scratch].map(|share| ledger.holding(share));
     let rss = peak_rss().map_or_else(|| "not told by this system".to_owned(), human);
-    crate::ui::say!(
+    say!(
         "memory: state {} of {} planned, scratch {} of {}, peak RSS {rss} of {}",
         human(state.peak),
         human(loaded.plan.state),

@@ -9,6 +9,7 @@ mod run;
 mod score;
 mod serve;
 
+use crate::ui::say;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -55,7 +56,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if is_broken_pipe(e.as_ref()) => ExitCode::SUCCESS,
         Err(e) => {
-            crate::ui::say!("fathom: {e}");
+            say!("fathom: {e}");
             ExitCode::from(2)
         }
     }

@@ -10,7 +10,7 @@ use fathom_model::Model;
 use fathom_weights::{Checkpoint, Release};
 
 use crate::chat::{Dialect, Loading, Prompter, Tokenizer};
-use crate::ui::Plan;
+use crate::ui::{Plan, say};
 
 /// The name of the embedded model.
 pub const EMBEDDED: &str = "demo";
@@ -120,9 +120,7 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
         profile: options.profile,
     })?;
     if cpu.isa() == "plain" && options.isa.is_none() {
-        crate::ui::say!(
-            "this CPU has neither AVX2 nor NEON: plain code runs, with the same results, many times slower"
-        );
+        say!("this CPU has neither AVX2 nor NEON: plain code runs, with the same results, many times slower");
     }
     let model = Model::load(cpu, &files.checkpoint)?;
     let limit = model.config().max_position_embeddings;

@@ -17,7 +17,7 @@ use super::Outcome;
 use super::ask::{Reading, Shown, ask};
 use super::model::{EMBEDDED, Files, Options, load};
 use crate::chat::{Effort, Message, Role};
-use crate::ui::out;
+use crate::ui::{out, say};
 
 /// The most bytes of one file that are read: some fifty times a million tokens.
 const LARGEST_TEXT: u64 = 256 << 20;
@@ -150,7 +150,7 @@ pub fn run(args: &Args) -> Outcome {
         parsing.stop_sequences.clone_from(&args.stop);
         (tokens, Reading::Chat(parsing))
     };
-    crate::ui::say!("{about}");
+    say!("{about}");
     let engine = loaded.engine(1);
     let request =
         Request { prompt: tokens, max_tokens: args.max_tokens.map(usize::from), stop_tokens: vec![eos], sampling };
@@ -168,7 +168,7 @@ pub fn run(args: &Args) -> Outcome {
     } else {
         writeln!(out)?;
     }
-    crate::ui::say!("{}", answer.numbers());
+    say!("{}", answer.numbers());
     Ok(())
 }
 
@@ -221,11 +221,7 @@ fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::er
             let (mut found, mut left_out) = (Vec::new(), Vec::new());
             walk(path, &mut found, &mut left_out)?;
             if let Some(first) = left_out.first() {
-                crate::ui::say!(
-                    "left out {} that are no UTF-8 text, such as {}",
-                    count(left_out.len()),
-                    first.display()
-                );
+                say!("left out {} that are no UTF-8 text, such as {}", count(left_out.len()), first.display());
             }
             if found.is_empty() {
                 return Err(format!("{}: no text files in this folder", path.display()).into());
@@ -241,7 +237,7 @@ fn prompt(words: &[String], files: &[PathBuf]) -> Result<String, Box<dyn std::er
     if !dash.is_empty() || (words.is_empty() && files.is_empty() && !io::stdin().is_terminal()) {
         parts.push(stdin()?);
     } else if !files.iter().any(|path| path == Path::new("-")) && stdin_has_data() {
-        crate::ui::say!("standard input was not read; put a word - into the prompt where it should go");
+        say!("standard input was not read; put a word - into the prompt where it should go");
     }
     if !words.is_empty() {
         parts.push(words.into_iter().map(String::as_str).collect::<Vec<_>>().join(" "));
@@ -286,7 +282,7 @@ fn walk(folder: &Path, found: &mut Vec<String>, left_out: &mut Vec<PathBuf>) -> 
 }
 
 /// All there is to read, unless it is more than any prompt.
-fn bytes(name: &str, from: impl Read) -> Result<Vec<u8>, String> {
+pub fn bytes(name: &str, from: impl Read) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     from.take(LARGEST_TEXT + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot read {name}: {e}"))?;
     if bytes.len() as u64 > LARGEST_TEXT {

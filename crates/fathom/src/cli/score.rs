@@ -1,21 +1,19 @@
 //! `fathom score`: the logits of given tokens.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use fathom_engine::prefill;
-use fathom_kernels::{Cpu, Device, human};
+use fathom_kernels::{Cpu, Device};
 use fathom_model::{LogitsWanted, Model, Segment};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-/// The largest file of tokens that is read, in bytes: a million take 4 MB.
-const LARGEST_TOKENS: u64 = 256 << 20;
-
 use super::Outcome;
 use super::model::{Files, Options, load};
+use super::run::bytes;
 use crate::ui::Progress;
 
 /// Flags of `fathom score`.
@@ -120,12 +118,8 @@ fn with_another(
 /// `prompt` and `tokens` of a file.
 fn read(path: &Path) -> Result<(Vec<u32>, Vec<u32>), Box<dyn std::error::Error>> {
     let name = path.display();
-    let failed = |e: io::Error| format!("cannot read {name}: {e}");
-    let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(LARGEST_TOKENS + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > LARGEST_TOKENS {
-        return Err(format!("{name}: more than {}, longer than any prompt", human(LARGEST_TOKENS)).into());
-    }
+    let file = File::open(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    let bytes = bytes(&name.to_string(), file)?;
     fathom_weights::check_header(&bytes).map_err(|problem| format!("{name}: {problem}"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| format!("{name}: {e}"))?;
     let tensor = |tensor: &str| -> Result<Vec<u32>, String> {
@@ -169,36 +163,23 @@ impl Output {
     /// Checks that `path` can be written to and is none of the inputs.
     fn new(path: &Path, model: Option<&Path>, tokens: &Path) -> Result<Output, String> {
         let failed = |e: io::Error| format!("cannot write {}: {e}", path.display());
-        let Ok(found) = fs::metadata(path) else {
-            let output = Output { path: path.to_owned(), partial: Some(partial(path)) };
-            output.create().map_err(failed)?;
-            return Ok(output);
-        };
-        if !found.is_file() {
+        if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             File::options().write(true).open(path).map_err(failed)?;
             return Ok(Output { path: path.to_owned(), partial: None });
         }
-        // Through a link, what it points to is replaced, not the link.
-        let path = path.canonicalize().map_err(failed)?;
+        // Through a link, what it points to is replaced, not the link. What is not there yet is no input either.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let model = model.and_then(|folder| folder.canonicalize().ok());
-        if tokens.canonicalize().is_ok_and(|tokens| tokens == path)
-            || path.parent().is_some_and(|p| Some(p) == model.as_deref())
-        {
-            return Err(format!(
-                "--output is {}, which is there and one of the inputs; name another file",
-                path.display()
-            ));
+        let is_tokens = tokens.canonicalize().is_ok_and(|tokens| tokens == path);
+        if is_tokens || path.exists() && model.is_some_and(|folder| path.parent() == Some(&folder)) {
+            let path = path.display();
+            return Err(format!("--output is {path}, which is there and one of the inputs; name another file"));
         }
-        let output = Output { partial: Some(partial(&path)), path };
-        output.create().map_err(failed)?;
-        Ok(output)
-    }
-
-    /// Makes the file that grows, and takes it away again.
-    fn create(&self) -> io::Result<()> {
-        let Some(partial) = &self.partial else { return Ok(()) };
-        File::options().write(true).create_new(true).open(partial)?;
-        fs::remove_file(partial)
+        // Makes the file that will grow, and takes it away again.
+        let partial = partial(&path);
+        File::options().write(true).create_new(true).open(&partial).map_err(failed)?;
+        fs::remove_file(&partial).map_err(failed)?;
+        Ok(Output { path, partial: Some(partial) })
     }
 
     fn write(&self, bytes: &[u8]) -> Outcome {

@@ -9,6 +9,7 @@ use clap::builder::NonEmptyStringValueParser;
 use super::Outcome;
 use super::model::{Files, Options, load};
 use crate::server::{Limits, Service, serve as listen};
+use crate::ui::say;
 
 /// Flags of `fathom serve`.
 #[derive(Debug, clap::Args)]
@@ -43,14 +44,14 @@ pub fn serve(args: &Args) -> Outcome {
     let loaded = load(&files, &args.options, args.context.map(usize::from))?;
     let eos = files.checkpoint.config().eos_token_id;
     let name = args.served_model_name.clone().unwrap_or_else(|| files.name.clone());
-    crate::ui::say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
-    crate::ui::say!("memory: {}", loaded.plan);
+    say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    say!("memory: {}", loaded.plan);
     let prompter = files.prompter()?;
     let engine = loaded.engine(usize::from(args.requests));
     let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
     listen(service, SocketAddr::new(args.host, args.port), |address| {
-        crate::ui::say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
+        say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;
     engine.drain();
     Ok(())

@@ -1,5 +1,6 @@
 //! Progress of a prefill: a bar on a terminal, a line now and then elsewhere.
 
+use super::say;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -53,7 +54,7 @@ impl Progress {
             bar.set_message(message);
         } else if self.last_line.elapsed() >= LINES {
             self.last_line = Instant::now();
-            crate::ui::say!("reading: {} of {} tokens, {message}", commas(done), commas(self.total));
+            say!("reading: {} of {} tokens, {message}", commas(done), commas(self.total));
         }
     }
 

@@ -56,6 +56,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const WIDE: bool;
     /// Sixteen f32.
     type F: Copy;
+
     fn splat(self, x: f32) -> Self::F;
     /// Reads 16 f32.
     unsafe fn load(self, p: *const f32) -> Self::F;

@@ -20,8 +20,10 @@ impl Kernel for Gemv<'_> {
     fn run<S: Simd>(self, s: S) {
         if self.w.format == Format::Fp8 && self.scales_fit(s) {
             if S::WIDE { self.fp8::<S, 8>(s) } else { self.fp8::<S, 4>(s) }
+        } else if S::WIDE {
+            self.any::<S, 8>(s);
         } else {
-            if S::WIDE { self.any::<S, 8>(s) } else { self.any::<S, 4>(s) }
+            self.any::<S, 4>(s);
         }
     }
 }
