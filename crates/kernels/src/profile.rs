@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Raised whenever a change moves a bit of any profile.
-pub(crate) const REVISION: u32 = 2;
+pub(crate) const REVISION: u32 = 3;
 
 /// A numeric recipe. Weights stay as released in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Int8Block, Kernel, Simd};
+use super::{BF16_LEAST, Int8Block, Kernel, Simd};
 
 /// Exists only where the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -56,6 +56,7 @@ impl Simd for Avx2 {
         round(a) = round8;
         pow2(n) = pow2_8;
         keep_ge(x, bound, v) = keep_ge8;
+        round_bf16(x) = round_bf16_8;
     }
 
     #[inline(always)]
@@ -290,6 +291,21 @@ unsafe fn pow2_8(n: __m256) -> __m256 {
 unsafe fn keep_ge8(x: __m256, bound: __m256, v: __m256) -> __m256 {
     // SAFETY: called from `Avx2`'s methods only.
     unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, bound), v) }
+}
+
+#[inline(always)]
+unsafe fn round_bf16_8(x: __m256) -> __m256 {
+    // SAFETY: called from `Avx2`'s methods only.
+    unsafe {
+        let (bits, upper) = (_mm256_castps_si256(x), _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+        let nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+        let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+        let r = _mm256_castsi256_ps(_mm256_and_si256(_mm256_blendv_epi8(rounded, nan, is_nan), upper));
+        let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), r);
+        _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(size, _mm256_set1_ps(BF16_LEAST)), r)
+    }
 }
 
 /// 8 → 4 of two vectors: a's four, then b's.

@@ -1,15 +1,15 @@
-//! AVX-512 F, BW, VL with VNNI: one register of sixteen lanes.
+//! AVX-512 F, BW, VL with VNNI, and with BF16 where the CPU has it: one register of sixteen lanes.
 
 use std::arch::x86_64::*;
 
 use super::avx2::sum4;
-use super::{Int8Block, Kernel, Simd};
+use super::{BF16_LEAST, Int8Block, Kernel, Simd};
 
-/// Exists only where the CPU has AVX-512 F, BW, VL and VNNI.
+/// Exists only where the CPU has AVX-512 F, BW, VL and VNNI; with `BF16` also that, as [`bf16_is_two_fmas`] says.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     pub(crate) fn new() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -18,17 +18,52 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        has.then_some(Avx512(()))
+        // SAFETY: asked only where the CPU has BF16.
+        let bf16 = || is_x86_feature_detected!("avx512bf16") && unsafe { bf16_is_two_fmas() };
+        (has && (!BF16 || bf16())).then_some(Avx512(()))
     }
 
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-        fn inner<K: Kernel>(s: Avx512, kernel: K) -> K::Output {
+        fn inner<const BF16: bool, K: Kernel>(s: Avx512<BF16>, kernel: K) -> K::Output {
+            kernel.run(s)
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        fn inner_bf16<const BF16: bool, K: Kernel>(s: Avx512<BF16>, kernel: K) -> K::Output {
             kernel.run(s)
         }
         // SAFETY: `self` proves that the CPU has these features.
-        unsafe { inner(self, kernel) }
+        unsafe { if BF16 { inner_bf16(self, kernel) } else { inner(self, kernel) } }
     }
+}
+
+/// Whether `VDPBF16PS` adds the product of the high halves and then that of the low halves, each exact and each sum rounded
+/// to nearest even, as Intel's manual has it: other orders, or one rounding of both, come out otherwise here.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bf16_is_two_fmas() -> bool {
+    let (tiny, one) = (2f32.powi(-24), 1f32);
+    let next = one + f32::EPSILON;
+    // c, high product, low product → what two sums give.
+    let cases = [
+        (one, tiny, tiny, one),
+        (next, tiny, -one, 2.0 * f32::EPSILON),
+        (-one, one, tiny, tiny),
+        (one, tiny, -one, 0.0),
+        (tiny, one, -one, 0.0),
+    ];
+    cases.iter().all(|&(c, high, low, want)| {
+        let pair = |high: f32, low: f32| (high.to_bits() & 0xffff_0000 | low.to_bits() >> 16) as i32;
+        let (a, b) = (_mm512_set1_epi32(pair(high, low)), _mm512_set1_epi32(pair(one, one)));
+        let got = _mm512_dpbf16_ps(_mm512_set1_ps(c), pairs(a), pairs(b));
+        _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(got, _mm512_set1_ps(want)) == u16::MAX
+    })
+}
+
+/// The same bits as the type that `VDPBF16PS` takes.
+#[inline(always)]
+fn pairs(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes in which everything is a value.
+    unsafe { std::mem::transmute(bits) }
 }
 
 /// Biased doubled E2M1 values.
@@ -44,8 +79,9 @@ macro_rules! lanes {
     )+ };
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const WIDE: bool = true;
+    const PAIRS: bool = BF16;
     type F = __m512;
 
     lanes! {
@@ -129,6 +165,58 @@ impl Simd for Avx512 {
             let first = _mm512_maskz_compress_ps(0x1111, one);
             _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(first));
             out
+        }
+    }
+    #[inline(always)]
+    fn round_bf16(self, x: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let r = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
+            let r = _mm512_castsi512_ps(_mm512_and_si512(r, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
+            let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(_mm512_abs_ps(r), _mm512_set1_ps(BF16_LEAST));
+            _mm512_maskz_mov_ps(keep, r)
+        }
+    }
+    #[inline(always)]
+    fn pair(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F and BW.
+        unsafe {
+            let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(b));
+            _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_castps_si512(a)))
+        }
+    }
+    #[inline(always)]
+    fn round_pair(self, a: __m512, b: __m512) -> __m512 {
+        if !BF16 {
+            return self.pair(self.round_bf16(a), self.round_bf16(b));
+        }
+        // SAFETY: `self` proves AVX-512 F, BW and BF16.
+        unsafe {
+            let order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            // Words i and 16 + i beside each other: low halves come first.
+            let order = _mm512_or_si512(order, _mm512_slli_epi32::<16>(_mm512_add_epi32(order, _mm512_set1_epi32(16))));
+            let words: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(a, b));
+            let words = _mm512_permutexvar_epi16(order, words);
+            let size = _mm512_and_si512(words, _mm512_set1_epi16(0x7fff));
+            let least = _mm512_set1_epi16((BF16_LEAST.to_bits() >> 16) as i16);
+            _mm512_castsi512_ps(_mm512_maskz_mov_epi16(_mm512_cmpge_epi16_mask(size, least), words))
+        }
+    }
+    #[inline(always)]
+    fn dot_pair(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F, and BF16 where that is used.
+        unsafe {
+            let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
+            if BF16 {
+                return _mm512_dpbf16_ps(c, pairs(a), pairs(b));
+            }
+            let high = |x| _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
+            let low = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x));
+            _mm512_fmadd_ps(low(a), low(b), _mm512_fmadd_ps(high(a), high(b), c))
         }
     }
     #[inline(always)]

@@ -28,6 +28,10 @@ pub(crate) const LANES: usize = 16;
 /// FP4 weights are fed to integer products as `2·value + FP4_BIAS`, which is never negative.
 pub(crate) const FP4_BIAS: i32 = 12;
 
+/// 2⁻⁷⁰, the least that an input rounded to bfloat16 may be. Together with weights of 2⁻⁴⁰ and more it keeps products and
+/// sums among the normal numbers, where bfloat16 instructions give the bits of f32's.
+pub(crate) const BF16_LEAST: f32 = f32::from_bits((127 - 70) << 23);
+
 /// 512 columns of an input rounded to int8 in groups of 32, laid out for [`Simd::dot_fp4`]: a lane has a group, and four
 /// of its columns at a time lie in the lane's 32 bits.
 #[derive(Clone, Copy)]
@@ -54,6 +58,8 @@ pub(crate) const fn lane_of_group(g: usize) -> usize {
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Whether there are registers for sixteen sums of sixteen lanes.
     const WIDE: bool;
+    /// Whether [`Simd::dot_pair`] is one step of the CPU.
+    const PAIRS: bool = false;
     /// Sixteen f32.
     type F: Copy;
 
@@ -99,6 +105,27 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
     }
 
+    /// To bfloat16, nearest even; what comes out below [`BF16_LEAST`] is zero. NaN stays NaN.
+    fn round_bf16(self, x: Self::F) -> Self::F;
+    /// Each lane's two halves are the upper halves of a's (high) and b's (low): a pair of bfloat16, if a and b are.
+    #[inline(always)]
+    fn pair(self, a: Self::F, b: Self::F) -> Self::F {
+        lanes2(self, a, b, |a, b| f32::from_bits(a.to_bits() & 0xffff_0000 | b.to_bits() >> 16))
+    }
+    /// The pair of both rounded.
+    #[inline(always)]
+    fn round_pair(self, a: Self::F, b: Self::F) -> Self::F {
+        self.pair(self.round_bf16(a), self.round_bf16(b))
+    }
+    /// c + the product of the high halves, rounded, + the product of the low halves, rounded: as [`Simd::fma`] twice, if no
+    /// half, product or sum is subnormal.
+    #[inline(always)]
+    fn dot_pair(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        let high = |x| lanes2(self, x, x, |x, _| f32::from_bits(x.to_bits() & 0xffff_0000));
+        let low = |x| lanes2(self, x, x, |x, _| f32::from_bits(x.to_bits() << 16));
+        self.fma(low(a), low(b), self.fma(high(a), high(b), c))
+    }
+
     /// Reads 512 FP4 weights (256 bytes) and writes them as bytes `2·value + FP4_BIAS`, in the order of
     /// [`Int8Block::integers`].
     unsafe fn spread_fp4(self, p: *const u8, out: *mut u8);
@@ -129,6 +156,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
     /// Bit i says whether lane i of a is not below lane i of b.
     fn ge(self, a: Self::F, b: Self::F) -> u32;
+}
+
+/// Lane by lane, slowly.
+#[inline(always)]
+fn lanes2<S: Simd>(s: S, a: S::F, b: S::F, f: impl Fn(f32, f32) -> f32) -> S::F {
+    let (mut x, mut y) = ([0.0; LANES], [0.0; LANES]);
+    // SAFETY: room for sixteen.
+    unsafe {
+        s.store(x.as_mut_ptr(), a);
+        s.store(y.as_mut_ptr(), b);
+        x.iter_mut().zip(y).for_each(|(x, y)| *x = f(*x, y));
+        s.load(x.as_ptr())
+    }
 }
 
 /// Reads the first `n ≤ 16` f32 and zeros after them.
@@ -180,7 +220,9 @@ pub(crate) enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Avx512),
+    Avx512(avx512::Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(avx512::Avx512<true>),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon),
 }
@@ -191,6 +233,7 @@ impl Isa {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            all.extend(avx512::Avx512::new().map(Isa::Avx512Bf16));
             all.extend(avx512::Avx512::new().map(Isa::Avx512));
             all.extend(avx2::Avx2::new().map(Isa::Avx2));
         }
@@ -204,7 +247,7 @@ impl Isa {
     #[cfg(test)]
     pub(crate) fn missing() -> Vec<&'static str> {
         let have: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
-        ["avx512", "avx2", "neon"].into_iter().filter(|name| !have.contains(name)).collect()
+        ["avx512-bf16", "avx512", "avx2", "neon"].into_iter().filter(|name| !have.contains(name)).collect()
     }
 
     /// The one of that name, or the best there is.
@@ -224,6 +267,8 @@ impl Isa {
             Isa::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(_) => "avx512-bf16",
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(_) => "neon",
         }
@@ -237,6 +282,8 @@ impl Isa {
             Isa::Avx2(s) => s.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(s) => s.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(s) => s.run(kernel),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(s) => s.run(kernel),
         }

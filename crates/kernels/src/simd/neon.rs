@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Int8Block, Kernel, Simd};
+use super::{BF16_LEAST, Int8Block, Kernel, Simd};
 
 /// NEON, which every aarch64 target of ours has.
 #[derive(Clone, Copy)]
@@ -48,6 +48,7 @@ impl Simd for Neon {
         round(a) = vrndnq_f32;
         pow2(n) = pow2_4;
         keep_ge(x, bound, v) = keep_ge4;
+        round_bf16(x) = round_bf16_4;
     }
 
     #[inline(always)]
@@ -256,4 +257,18 @@ unsafe fn pow2_4(n: float32x4_t) -> float32x4_t {
 unsafe fn keep_ge4(x: float32x4_t, bound: float32x4_t, v: float32x4_t) -> float32x4_t {
     // SAFETY: NEON is part of the target.
     unsafe { vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x, bound), vreinterpretq_u32_f32(v))) }
+}
+
+#[inline(always)]
+unsafe fn round_bf16_4(x: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the target.
+    unsafe {
+        let bits = vreinterpretq_u32_f32(x);
+        let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+        let rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+        let nan = vorrq_u32(bits, vdupq_n_u32(0x40_0000));
+        let r = vandq_u32(vbslq_u32(vceqq_f32(x, x), rounded, nan), vdupq_n_u32(0xffff_0000));
+        let small = vcltq_f32(vabsq_f32(vreinterpretq_f32_u32(r)), vdupq_n_f32(BF16_LEAST));
+        vreinterpretq_f32_u32(vbicq_u32(r, small))
+    }
 }

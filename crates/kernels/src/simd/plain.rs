@@ -1,6 +1,7 @@
 //! Plain Rust: what every machine can run, and what the other instruction sets must match.
 
-use super::{FP4_BIAS, Int8Block, LANES, Simd, lane_of_group};
+use super::{BF16_LEAST, FP4_BIAS, Int8Block, LANES, Simd, lane_of_group};
+use crate::formats::to_bf16;
 
 /// No instruction set in particular.
 #[derive(Clone, Copy)]
@@ -100,6 +101,13 @@ impl Simd for Plain {
             }
         }
         v[0]
+    }
+    #[inline(always)]
+    fn round_bf16(self, x: F) -> F {
+        x.map(|x| {
+            let rounded = f32::from_bits(u32::from(to_bf16(x)) << 16);
+            if rounded.abs() < BF16_LEAST { 0.0 } else { rounded }
+        })
     }
     #[inline(always)]
     unsafe fn spread_fp4(self, p: *const u8, out: *mut u8) {

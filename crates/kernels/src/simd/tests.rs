@@ -66,6 +66,9 @@ impl Kernel for All<'_> {
             put(s.round(s.mul(a, s.splat(8.0))));
             put(s.pow2(s.round(s.mul(a, s.splat(20.0)))));
             put(s.keep_ge(a, b, c));
+            put(s.round_bf16(a));
+            put(s.round_pair(a, b));
+            put(s.dot_pair(s.round_pair(a, b), s.round_pair(b, c), a));
             put(s.splat(s.sum(a)));
             s.sum4([a, b, c, s.add(a, b)]).into_iter().for_each(|sum| put(s.splat(sum)));
             [a, b, c, s.add(a, b)].into_iter().for_each(|v| put(s.splat(s.sum(v))));
@@ -147,5 +150,44 @@ fn codes_are_what_the_formats_say() {
         unsafe { Plain.spread_fp4([code; 256].as_ptr(), w.as_mut_ptr()) };
         let value = f32::from(i16::from(w[0]) - 12) / 2.0;
         assert_eq!(value, if code & 8 == 0 { e2m1[code as usize] } else { -e2m1[code as usize & 7] });
+    }
+}
+
+/// Rounding to bfloat16 at its edges: ties, zero, what is too small, the largest numbers, infinity, NaN.
+#[test]
+fn rounds_to_bf16() {
+    struct Round(f32);
+    impl Kernel for Round {
+        type Output = [f32; LANES];
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [f32; LANES] {
+            let mut out = [0.0; LANES];
+            // SAFETY: sixteen f32.
+            unsafe { s.store(out.as_mut_ptr(), s.round_bf16(s.splat(self.0))) };
+            out
+        }
+    }
+    let eps = 2f32.powi(-8);
+    for (x, want) in [
+        (1.0 + eps, 1.0),
+        (1.0 + 3.0 * eps, 1.0 + 4.0 * eps),
+        (1.0 + eps + f32::EPSILON, 1.0 + 2.0 * eps),
+        (0.0, 0.0),
+        (2f32.powi(-70), 2f32.powi(-70)),
+        (2f32.powi(-70) * (1.0 - f32::EPSILON), 2f32.powi(-70)),
+        (2f32.powi(-70) * 0.996, 0.0),
+        (f32::MIN_POSITIVE / 4.0, 0.0),
+        (f32::MAX, f32::INFINITY),
+        (f32::INFINITY, f32::INFINITY),
+        (f32::NAN, f32::NAN),
+        (f32::from_bits(0x7fff_ffff), f32::NAN),
+        (f32::from_bits(0x7f80_0001), f32::NAN),
+    ] {
+        for isa in Isa::available() {
+            for (x, want) in [(x, want), (-x, -want)] {
+                let got = isa.run(Round(x))[5];
+                assert!(got == want || (got.is_nan() && want.is_nan()), "{} {x:e} {got:e} {want:e}", isa.name());
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use crate::math::exp_lanes;
 use crate::ops::linear::int8::Quantised;
-use crate::ops::linear::{INPUTS, Input, Place, ROWS, is_int8, product, rows_of_one};
+use crate::ops::linear::{INPUTS, Input, Place, ROWS, is_bf16, is_int8, product, rows_of_one};
 use crate::pool::{Output, Pool};
 use crate::profile::Profile;
 use crate::simd::{Isa, Kernel, LANES, Simd, load_part, store_part};
@@ -63,18 +63,21 @@ struct Work {
 
 /// Rows of an operand as a product takes them.
 enum Rows<'a> {
-    Float(&'a [f32], usize),
+    Float { data: &'a [f32], stride: usize, round: bool },
     Int8(Quantised),
 }
 
 impl<'a> Rows<'a> {
     fn new(isa: Isa, pool: &Pool, profile: Profile, x: &'a [f32], w: &Matrix<Buffer>) -> Self {
-        if is_int8(profile, w) { Rows::Int8(Quantised::new(isa, pool, x, w.cols)) } else { Rows::Float(x, w.cols) }
+        if is_int8(profile, w) {
+            return Rows::Int8(Quantised::new(isa, pool, x, w.cols));
+        }
+        Rows::Float { data: x, stride: w.cols, round: is_bf16(profile, w) }
     }
 
     fn input(&self) -> Input<'_> {
         match self {
-            Rows::Float(data, stride) => Input::Float { data, stride: *stride, offset: 0 },
+            &Rows::Float { data, stride, round } => Input::Float { data, stride, offset: 0, round },
             Rows::Int8(x) => Input::Int8(x),
         }
     }

@@ -12,8 +12,8 @@ fn plain(w: &Matrix<Bytes>) -> Matrix<&[u8]> {
 }
 
 /// One expert for one row.
-fn one(int8: bool, x: &[f32], e: &[Matrix<Bytes>; 3], weight: f32, limit: f32) -> Vec<f32> {
-    let linear = |x: &[f32], w: &Matrix<Bytes>| reference::linear(int8, x, &plain(w), 1);
+fn one(profile: Profile, x: &[f32], e: &[Matrix<Bytes>; 3], weight: f32, limit: f32) -> Vec<f32> {
+    let linear = |x: &[f32], w: &Matrix<Bytes>| reference::linear(profile, x, &plain(w), 1);
     let (gate, up) = (linear(x, &e[0]), linear(x, &e[2]));
     let h: Vec<f32> = gate
         .iter()
@@ -48,14 +48,13 @@ fn every_variant_is_the_reference() {
                 routing.experts.extend((0..slots).map(|slot| ((first + slot) % count) as u32));
             }
             for profile in [Profile::Native, Profile::Exact] {
-                let int8 = profile == Profile::Native && format == Format::Fp4;
                 let mut want = y.clone();
                 for row in 0..n {
                     let mut sum: Option<Vec<f32>> = None;
                     for slot in 0..slots {
                         let e = &experts_host[routing.experts[row * slots + slot] as usize];
                         let weight = routing.weights[row * slots + slot];
-                        let part = one(int8, &x[row * width..(row + 1) * width], e, weight, 2.0);
+                        let part = one(profile, &x[row * width..(row + 1) * width], e, weight, 2.0);
                         sum = Some(match sum {
                             None => part,
                             Some(sum) => sum.iter().zip(&part).map(|(a, b)| a + b).collect(),

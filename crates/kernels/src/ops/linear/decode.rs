@@ -42,10 +42,11 @@ pub(super) fn row(w: &Matrix<Buffer>, row: usize) -> Row<'_> {
     Row { data, scales }
 }
 
-/// A row's weights in columns `[from, from + 16 · steps)`, zeros after the last column; sixteen at every `stride` of out.
+/// A row's weights in columns `[from, from + STEP · steps)`, zeros after the last column; a step's at every `stride` of
+/// out. A step has sixteen columns, or thirty-two as pairs of bfloat16 ([`Simd::pair`]): its first sixteen are the high halves.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn panel<S: Simd>(
+pub(super) fn panel<S: Simd, const STEP: usize>(
     s: S,
     format: Format,
     row: Row<'_>,
@@ -57,29 +58,43 @@ pub(super) fn panel<S: Simd>(
 ) {
     debug_assert!(from.is_multiple_of(FP8_BLOCK));
     assert!(steps == 0 || (steps - 1) * stride + LANES <= out.len(), "room for a panel");
-    let whole = (cols - from).min(steps * LANES) / LANES;
+    let whole = (cols - from).min(steps * STEP) / STEP;
     // One loop for each format, which does not ask for it again.
     match format {
-        Format::F32 => decode(s, Format::F32, row, from, whole, out, stride),
-        Format::Bf16 => decode(s, Format::Bf16, row, from, whole, out, stride),
-        Format::Fp8 => decode(s, Format::Fp8, row, from, whole, out, stride),
-        Format::Fp4 => decode(s, Format::Fp4, row, from, whole, out, stride),
+        Format::F32 => decode::<S, STEP>(s, Format::F32, row, from, whole, out, stride),
+        Format::Bf16 => decode::<S, STEP>(s, Format::Bf16, row, from, whole, out, stride),
+        Format::Fp8 => decode::<S, STEP>(s, Format::Fp8, row, from, whole, out, stride),
+        Format::Fp4 => decode::<S, STEP>(s, Format::Fp4, row, from, whole, out, stride),
     }
     for step in whole..steps {
-        for (i, out) in out[step * stride..][..LANES].iter_mut().enumerate() {
-            let k = from + step * LANES + i;
-            *out = if k < cols { one(format, row, k) } else { 0.0 };
+        let k = from + step * STEP;
+        let some: [f32; 2 * LANES] = std::array::from_fn(|i| if k + i < cols { one(format, row, k + i) } else { 0.0 });
+        // SAFETY: two times sixteen values, and room for sixteen in out.
+        unsafe {
+            let first = s.load(some.as_ptr());
+            let v = if STEP == LANES { first } else { s.pair(first, s.load(some.as_ptr().add(LANES))) };
+            s.store(out[step * stride..][..LANES].as_mut_ptr(), v);
         }
     }
 }
 
-/// `steps` times sixteen weights of columns from `from` on.
+/// `steps` steps of weights of columns from `from` on.
 #[inline(always)]
-fn decode<S: Simd>(s: S, format: Format, row: Row<'_>, from: usize, steps: usize, out: &mut [f32], stride: usize) {
+fn decode<S: Simd, const STEP: usize>(
+    s: S,
+    format: Format,
+    row: Row<'_>,
+    from: usize,
+    steps: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
     for step in 0..steps {
-        // SAFETY: sixteen columns exist there, and out has room for them: see the assertion of `panel`.
+        // SAFETY: a step's columns exist there, and out has room for it: see the assertion of `panel`.
         unsafe {
-            let v = sixteen(s, format, row, from + step * LANES);
+            let k = from + step * STEP;
+            let first = sixteen(s, format, row, k);
+            let v = if STEP == LANES { first } else { s.pair(first, sixteen(s, format, row, k + LANES)) };
             s.store(out.as_mut_ptr().add(step * stride), v);
         }
     }

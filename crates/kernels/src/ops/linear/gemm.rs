@@ -1,18 +1,19 @@
 //! Many inputs: weights are decoded into a panel that stays in cache, and every sum's sixteen lanes wait in memory
-//! between panels, so that the order of a sum is that of one input alone.
+//! between panels, so that the order of a sum is that of one input alone. A step of a panel is a register: sixteen columns,
+//! or thirty-two as pairs of bfloat16, where the CPU multiplies those and both sides are no more than that.
 
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::decode::{panel, row};
+use super::decode::{FP8_BLOCK, panel, row};
 use super::{INPUTS, Place, ROWS};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Buffer, Matrix};
 
-/// Columns of a panel.
-const COLS: usize = 1024;
-/// Steps of sixteen columns in a panel.
-const STEPS: usize = COLS / LANES;
+/// Steps of a panel.
+const STEPS: usize = 64;
+/// Columns of a step of pairs.
+const PAIRS: usize = 2 * LANES;
 /// Inputs that are packed together, to stay in the second cache beside the weights.
 const PACKED: usize = 32;
 
@@ -23,6 +24,8 @@ pub(super) struct Gemm<'a> {
     pub data: &'a [f32],
     pub stride: usize,
     pub offset: usize,
+    /// Whether inputs are rounded to bfloat16.
+    pub round: bool,
     pub picks: &'a [u32],
     pub out: Place<'a>,
 }
@@ -59,58 +62,80 @@ impl Kernel for Gemm<'_> {
         scratch.panel.resize((ROWS + 4) * STEPS, Line([0.0; LANES]));
         scratch.inputs.resize(PACKED * STEPS, Line([0.0; LANES]));
         scratch.lanes.resize((ROWS + 4) * INPUTS, Line([0.0; LANES]));
-        if S::WIDE {
-            self.multiply::<S, 4, 4>(s, &mut scratch)
+        if S::PAIRS && self.round && self.sums_are_normal() {
+            self.multiply::<S, 4, 4, PAIRS>(s, &mut scratch)
+        } else if S::WIDE {
+            self.multiply::<S, 4, 4, LANES>(s, &mut scratch)
         } else {
-            self.multiply::<S, 3, 2>(s, &mut scratch)
+            self.multiply::<S, 3, 2, LANES>(s, &mut scratch)
         }
         SCRATCH.set(scratch);
     }
 }
 
 impl Gemm<'_> {
+    /// Whether the weights are none that, with rounded inputs, have subnormal products or sums: their least bit is 2⁻⁹ of
+    /// their scale, the inputs' 2⁻⁷⁷ ([`BF16_LEAST`](crate::simd::BF16_LEAST)), so sums are multiples of 2⁻¹²⁶.
+    fn sums_are_normal(&self) -> bool {
+        let blocks = self.rows.start / FP8_BLOCK..self.rows.end.div_ceil(FP8_BLOCK);
+        blocks.flat_map(|block| row(self.w, block * FP8_BLOCK).scales).all(|e| (127 - 40..=127 + 40).contains(e))
+    }
+
     #[inline(always)]
-    fn multiply<S: Simd, const R: usize, const N: usize>(self, s: S, scratch: &mut Scratch) {
+    fn multiply<S: Simd, const R: usize, const N: usize, const STEP: usize>(self, s: S, scratch: &mut Scratch) {
         let (rows, cols, n) = (self.rows.len(), self.w.cols, self.picks.len());
         assert!(rows <= ROWS && n <= INPUTS, "a task's size");
         let Scratch { panel: w, inputs: x, lanes } = scratch;
-        for from in (0..cols).step_by(COLS) {
-            let steps = COLS.min(cols - from).div_ceil(LANES);
+        for from in (0..cols).step_by(STEPS * STEP) {
+            let steps = STEPS.min((cols - from).div_ceil(STEP));
             let packed = floats(w);
             for (i, r) in self.rows.clone().enumerate() {
                 let out = &mut packed[(i / R * R * STEPS + i % R) * LANES..];
-                panel(s, self.w.format, row(self.w, r), cols, from, steps, out, R * LANES);
+                panel::<S, STEP>(s, self.w.format, row(self.w, r), cols, from, steps, out, R * LANES);
             }
             // Rows after the last one hold what was there before; their sums go nowhere.
             for first in (0..n).step_by(PACKED) {
                 let some = PACKED.min(n - first);
                 for i in 0..some {
                     let size = if i < some / N * N { N } else { 1 };
-                    self.pack(s, first + i, from, steps, &mut x[i / size * size * STEPS + i % size..], size);
+                    let out = &mut x[i / size * size * STEPS + i % size..];
+                    self.pack::<S, STEP>(s, first + i, from, out, size);
                 }
-                let tiles = Tiles { w, x, first, rows, n, steps, start: from == 0, end: from + COLS >= cols };
-                tiles.all::<S, R, N>(s, some, lanes, self.out);
+                let end = from + steps * STEP >= cols;
+                let tiles = Tiles { w, x, first, rows, n, steps, start: from == 0, end };
+                tiles.all::<S, R, N, STEP>(s, some, lanes, self.out);
             }
         }
     }
 
-    /// Columns from `from` on of input `picks[i]`, sixteen at every `size` lines.
+    /// Columns from `from` on of input `picks[i]`, a step's at every `size` lines.
     #[inline(always)]
-    fn pack<S: Simd>(&self, s: S, i: usize, from: usize, steps: usize, out: &mut [Line], size: usize) {
-        let live = (self.w.cols - from).min(steps * LANES);
+    fn pack<S: Simd, const STEP: usize>(&self, s: S, i: usize, from: usize, out: &mut [Line], size: usize) {
+        let live = (self.w.cols - from).min(STEPS * STEP);
         let at = |i: usize| self.picks[i] as usize * self.stride + self.offset + from;
         let input = &self.data[at(i)..][..live];
         // Another input is somewhere else in memory, and memory is far.
         let next = self.data[at((i + 2).min(self.picks.len() - 1))..].as_ptr();
-        for (step, part) in input.chunks(LANES).enumerate() {
-            s.prefetch(next.wrapping_add(step * LANES).cast());
-            let line = &mut out[step * size].0;
-            if part.len() == LANES {
-                // SAFETY: sixteen values in, and out.
-                unsafe { s.store(line.as_mut_ptr(), s.load(part.as_ptr())) };
+        for (step, part) in input.chunks(STEP).enumerate() {
+            for line in 0..STEP / LANES {
+                s.prefetch(next.wrapping_add(step * STEP + line * LANES).cast());
+            }
+            let mut padded = [0.0; PAIRS];
+            let part = if part.len() == STEP {
+                part
             } else {
-                line.fill(0.0);
-                line[..part.len()].copy_from_slice(part);
+                padded[..part.len()].copy_from_slice(part);
+                &padded[..STEP]
+            };
+            // SAFETY: a step's values in, sixteen out.
+            unsafe {
+                let first = s.load(part.as_ptr());
+                let v = match (STEP == PAIRS, self.round) {
+                    (true, _) => s.round_pair(first, s.load(part.as_ptr().add(LANES))),
+                    (false, true) => s.round_bf16(first),
+                    (false, false) => first,
+                };
+                s.store(out[step * size].0.as_mut_ptr(), v);
             }
         }
     }
@@ -132,15 +157,21 @@ struct Tiles<'a> {
 
 impl Tiles<'_> {
     #[inline(always)]
-    fn all<S: Simd, const R: usize, const N: usize>(&self, s: S, some: usize, lanes: &mut [Line], out: Place<'_>) {
+    fn all<S: Simd, const R: usize, const N: usize, const STEP: usize>(
+        &self,
+        s: S,
+        some: usize,
+        lanes: &mut [Line],
+        out: Place<'_>,
+    ) {
         for r in (0..self.rows).step_by(R) {
             let mut i = 0;
             while i + N <= some {
-                self.tile::<S, R, N>(s, r, i, lanes, out);
+                self.tile::<S, R, N, STEP>(s, r, i, lanes, out);
                 i += N;
             }
             while i < some {
-                self.tile::<S, R, 1>(s, r, i, lanes, out);
+                self.tile::<S, R, 1, STEP>(s, r, i, lanes, out);
                 i += 1;
             }
         }
@@ -148,7 +179,7 @@ impl Tiles<'_> {
 
     /// R rows times N inputs, their lanes in registers.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const N: usize>(
+    fn tile<S: Simd, const R: usize, const N: usize, const STEP: usize>(
         &self,
         s: S,
         r: usize,
@@ -176,7 +207,8 @@ impl Tiles<'_> {
                 for a in 0..R {
                     let weight = s.load(w.as_ptr().add(step * R + a).cast());
                     for b in 0..N {
-                        sums[a][b] = s.fma(weight, inputs[b], sums[a][b]);
+                        let (x, sum) = (inputs[b], sums[a][b]);
+                        sums[a][b] = if STEP == PAIRS { s.dot_pair(weight, x, sum) } else { s.fma(weight, x, sum) };
                     }
                 }
             }

@@ -1,7 +1,8 @@
 //! Matrix products, `y = x · wᵀ`, over weights in their released formats.
 //!
 //! One order for every batch size: lane k mod 16 takes `fma(w, x, sum)` for ascending k, w being the weight with its
-//! scale as f32; then the lanes fold. FP4 in the native profile: see [`int8`].
+//! scale as f32; then the lanes fold. In the native profile x is first rounded to bfloat16 where the weights are FP8
+//! ([`Simd::round_bf16`](crate::simd::Simd::round_bf16)), and to int8 where they are FP4: see [`int8`].
 
 mod decode;
 mod gemm;
@@ -17,7 +18,7 @@ use std::ops::Range;
 
 use crate::pool::{Output, Pool};
 use crate::profile::Profile;
-use crate::simd::Isa;
+use crate::simd::{Isa, Kernel, LANES, Simd, load_part, store_part};
 use crate::{Buffer, Format, Matrix};
 use int8::Quantised;
 
@@ -36,8 +37,8 @@ const ROWS_OF_ONE: usize = 4;
 /// The left-hand side of a product.
 #[derive(Clone, Copy)]
 pub(crate) enum Input<'a> {
-    /// Input i is `data[i · stride + offset ..][.. cols]`.
-    Float { data: &'a [f32], stride: usize, offset: usize },
+    /// Input i is `data[i · stride + offset ..][.. cols]`, still to be rounded to bfloat16 where `round` says so.
+    Float { data: &'a [f32], stride: usize, offset: usize, round: bool },
     /// Rounded inputs, for FP4.
     Int8(&'a Quantised),
 }
@@ -45,6 +46,26 @@ pub(crate) enum Input<'a> {
 /// Whether the inputs of a matrix are rounded to int8.
 pub(crate) fn is_int8<B>(profile: Profile, w: &Matrix<B>) -> bool {
     profile == Profile::Native && w.format == Format::Fp4
+}
+
+/// Whether the inputs of a matrix are rounded to bfloat16.
+pub(crate) fn is_bf16<B>(profile: Profile, w: &Matrix<B>) -> bool {
+    profile == Profile::Native && w.format == Format::Fp8
+}
+
+/// x rounded to bfloat16.
+struct Round<'a>(&'a mut [f32]);
+
+impl Kernel for Round<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for at in (0..self.0.len()).step_by(LANES) {
+            let (p, n) = (self.0[at..].as_mut_ptr(), self.0.len() - at);
+            // SAFETY: n values from p on.
+            unsafe { store_part(s, p, n, s.round_bf16(load_part(s, p, n))) };
+        }
+    }
 }
 
 /// Where products go: that of row `rows.start + j` and input i to `start + i · stride + j`. Tasks write to disjoint places.
@@ -85,14 +106,20 @@ pub(crate) fn product(
             assert!(w.format == Format::Fp4 && x.fits(w.cols), "rounded inputs meet FP4 of their width");
             isa.run(int8::Product { w, rows, x, picks, out });
         }
-        (Input::Float { data, stride, offset }, &[pick]) => {
+        (Input::Float { data, stride, offset, round }, &[pick]) => {
             let x = &data[pick as usize * stride + offset..][..w.cols];
             // SAFETY: the only slice.
             let out = unsafe { out.of(0, 0..rows.len()) };
-            isa.run(gemv::Gemv { w, rows, x, out });
+            if round {
+                let mut x = x.to_vec();
+                isa.run(Round(&mut x));
+                isa.run(gemv::Gemv { w, rows, x: &x, out });
+            } else {
+                isa.run(gemv::Gemv { w, rows, x, out });
+            }
         }
-        (Input::Float { data, stride, offset }, _) => {
-            isa.run(gemm::Gemm { w, rows, data, stride, offset, picks, out });
+        (Input::Float { data, stride, offset, round }, _) => {
+            isa.run(gemm::Gemm { w, rows, data, stride, offset, round, picks, out });
         }
     }
 }
@@ -142,6 +169,12 @@ pub(crate) fn linear(isa: Isa, pool: &Pool, profile: Profile, x: &[f32], n: usiz
         assert!(*groups == 1 || !is_int8(profile, w), "grouped matrices are not FP4");
     }
     let rounded = all.iter().find(|p| is_int8(profile, p.w)).map(|p| Quantised::new(isa, pool, x, p.w.cols));
+    // One input is rounded once for all tasks, many as they are packed.
+    let alone = (n == 1 && all.iter().any(|p| is_bf16(profile, p.w))).then(|| {
+        let mut x = x.to_vec();
+        isa.run(Round(&mut x));
+        x
+    });
     let total = all.iter().map(|p| p.w.rows).sum();
     let cuts: Vec<Cut> = all.iter().map(|projection| Cut::new(pool, projection, n, total)).collect();
     pool.each(cuts.iter().map(|cut| cut.tasks).sum(), |mut task| {
@@ -159,7 +192,13 @@ pub(crate) fn linear(isa: Isa, pool: &Pool, profile: Profile, x: &[f32], n: usiz
             ((input_task * cut.inputs) as u32..((input_task + 1) * cut.inputs).min(n) as u32).collect();
         let input = match &rounded {
             Some(x) if is_int8(profile, w) => Input::Int8(x),
-            _ => Input::Float { data: x, stride: groups * w.cols, offset: group * w.cols },
+            _ => {
+                let (round, stride, offset) = (is_bf16(profile, w), groups * w.cols, group * w.cols);
+                match &alone {
+                    Some(x) if round => Input::Float { data: x, stride, offset, round: false },
+                    _ => Input::Float { data: x, stride, offset, round },
+                }
+            }
         };
         // Tasks have disjoint rows or inputs.
         let start = input_task * cut.inputs * w.rows + rows.start;

@@ -1,7 +1,7 @@
 //! Matrix products, said plainly.
 
 use super::int8::Quantised;
-use crate::{Format, Matrix};
+use crate::{Format, Matrix, Profile};
 
 const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
@@ -67,8 +67,17 @@ pub(crate) fn dot_int8(w: &[f32], scales: &[u8], x: &[f32]) -> f32 {
     fold(lanes)
 }
 
+/// x to bfloat16 and back, what is below 2^−70 to zero.
+pub(crate) fn bf16(x: f32) -> f32 {
+    let rounded = half::bf16::from_f32(x).to_f32();
+    if rounded.abs() < 2f32.powi(-70) { 0.0 } else { rounded }
+}
+
 /// `linear` with loops.
-pub(crate) fn linear(int8: bool, x: &[f32], w: &Matrix<&[u8]>, groups: usize) -> Vec<f32> {
+pub(crate) fn linear(profile: Profile, x: &[f32], w: &Matrix<&[u8]>, groups: usize) -> Vec<f32> {
+    let native = profile == Profile::Native;
+    let rounded: Vec<f32> = x.iter().map(|&x| if native && w.format == Format::Fp8 { bf16(x) } else { x }).collect();
+    let x = &rounded[..];
     let (rows, cols) = (w.rows, w.cols);
     let weights = dequantise(w.format, w.data, w.scale.unwrap_or(&[]), rows, cols);
     let n = x.len() / (groups * cols);
@@ -77,8 +86,10 @@ pub(crate) fn linear(int8: bool, x: &[f32], w: &Matrix<&[u8]>, groups: usize) ->
         for r in 0..rows {
             let group = r / (rows / groups);
             let (w_row, x) = (&weights[r * cols..(r + 1) * cols], &x[(i * groups + group) * cols..][..cols]);
-            y.push(match (int8, w.scale) {
-                (true, Some(scales)) => dot_int8(w_row, &scales[r * (cols / 32)..][..cols / 32], x),
+            y.push(match w.scale {
+                Some(scales) if native && w.format == Format::Fp4 => {
+                    dot_int8(w_row, &scales[r * (cols / 32)..][..cols / 32], x)
+                }
                 _ => dot(w_row, x),
             });
         }
