@@ -420,7 +420,7 @@ impl Device for Cpu {
         let part = |width: usize| span.rows.start * width..span.rows.end * width;
         let (q, angles) = (&q.data.f32()[part(q.width)], &angles.data.f32()[part(angles.width)]);
         let written = part(out.width);
-        attend::attend(self.isa, &self.pool, segment, q, angles, &mut out.data.f32_mut()[written]);
+        attend::attend(self.isa, &self.pool, self.profile, segment, q, angles, &mut out.data.f32_mut()[written]);
         Ok(())
     }
 

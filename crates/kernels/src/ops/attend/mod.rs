@@ -4,6 +4,8 @@
 //! position, then compressed entries by number (HCA) or by rank in the selection (CSA). Over the tiles runs an online
 //! softmax that starts from the sink; inside a tile, key j's weight is summed in lane j mod 16 and values are added
 //! by ascending key. Nothing as long as the context is ever held.
+//!
+//! In the native profile queries and weights are rounded to bfloat16, as keys are: see [`tile::Arithmetic`].
 
 mod tile;
 
@@ -16,8 +18,9 @@ use std::ops::Range;
 use crate::RowShape;
 use crate::ops::rows::{decode_attention, rotate_back};
 use crate::pool::{Output, Pool};
-use crate::simd::{Isa, Kernel, Simd};
-use tile::{Heads, Keys, Soft, TILE};
+use crate::profile::Profile;
+use crate::simd::{Isa, Kernel, LANES, Simd};
+use tile::{Arithmetic, Heads, Keys, Soft, TILE, round};
 
 /// f32 of accumulators that a task keeps at most, to stay in a core's cache.
 const TASK: usize = 32 * 1024;
@@ -69,6 +72,7 @@ struct Task<'a> {
     segment: Segment<'a>,
     /// `[n, H·d]`.
     q: &'a [f32],
+    profile: Profile,
     rows: Range<usize>,
     heads: Range<usize>,
     /// `[n, r]`.
@@ -80,6 +84,8 @@ struct Task<'a> {
 #[derive(Default)]
 struct Scratch {
     keys: Keys,
+    /// As [`round`] leaves it.
+    q: Vec<f32>,
     /// Unnormalised sums `[rows · heads, d]`.
     acc: Vec<f32>,
     /// `[rows · heads]`.
@@ -94,16 +100,17 @@ thread_local! {
 impl Task<'_> {
     /// Adds the decoded keys `live` to the sums of one row.
     #[inline(always)]
-    fn add<S: Simd>(&self, s: S, row: usize, live: Range<usize>, scratch: &mut Scratch) {
+    fn add<S: Simd>(&self, s: S, arithmetic: Arithmetic, row: usize, live: Range<usize>, scratch: &mut Scratch) {
         if live.is_empty() {
             return;
         }
         let (d, heads) = (self.segment.row.width, self.heads.len());
         let first = (row - self.rows.start) * heads;
-        let q = &self.q[(row * self.segment.heads + self.heads.start) * d..][..heads * d];
-        let Scratch { keys, acc, soft, heads: weights } = scratch;
+        let Scratch { keys, q, acc, soft, heads: weights } = scratch;
+        let wide = q.len() / self.rows.len() / heads;
+        let q = &q[first * wide..(first + heads) * wide];
         let (acc, soft) = (&mut acc[first * d..(first + heads) * d], &mut soft[first..first + heads]);
-        weights.add(s, q, keys, live, soft, acc);
+        weights.add(s, arithmetic, q, keys, live, soft, acc);
     }
 }
 
@@ -113,8 +120,19 @@ impl Kernel for Task<'_> {
     fn run<S: Simd>(self, s: S) {
         let Segment { row: shape, span, sink, start, rows, ring, entries, .. } = self.segment;
         let (d, bytes, heads) = (shape.width, shape.bytes(), self.heads.len());
+        let arithmetic = match self.profile {
+            Profile::Exact => Arithmetic::Exact,
+            Profile::Native if S::PAIRS && d.is_multiple_of(2 * LANES) => Arithmetic::Paired,
+            Profile::Native => Arithmetic::Rounded,
+        };
+        let paired = arithmetic == Arithmetic::Paired;
         let mut scratch = SCRATCH.take();
-        scratch.keys.reset(d);
+        scratch.keys.reset(d, arithmetic);
+        scratch.q.clear();
+        for row in self.rows.clone() {
+            let q = &self.q[(row * self.segment.heads + self.heads.start) * d..][..heads * d];
+            round(s, arithmetic, q, &mut scratch.q);
+        }
         scratch.acc.clear();
         scratch.acc.resize(self.rows.len() * heads * d, 0.0);
         scratch.soft.clear();
@@ -133,10 +151,13 @@ impl Kernel for Task<'_> {
                 let (stored, at) = if p < start { (ring, p % span * bytes) } else { (rows, (p - start) * bytes) };
                 decode(s, shape, &stored[at..at + bytes], scratch.keys.slot(p - base));
             }
+            if paired {
+                scratch.keys.pair_up(s, needed.start - base..needed.end - base);
+            }
             for row in self.rows.clone() {
                 let live = needed.start.max(oldest(row))..needed.end.min(position(row) + 1);
                 if !live.is_empty() {
-                    self.add(s, row, live.start - base..live.end - base, &mut scratch);
+                    self.add(s, arithmetic, row, live.start - base..live.end - base, &mut scratch);
                 }
             }
         }
@@ -150,9 +171,12 @@ impl Kernel for Task<'_> {
                     for entry in base..end.min(base + TILE) {
                         decode(s, shape, stored.row(entry, bytes), scratch.keys.slot(entry - base));
                     }
+                    if paired {
+                        scratch.keys.pair_up(s, 0..TILE.min(end - base));
+                    }
                     for row in self.rows.clone() {
                         let count = visible(row).saturating_sub(base).min(TILE);
-                        self.add(s, row, 0..count, &mut scratch);
+                        self.add(s, arithmetic, row, 0..count, &mut scratch);
                     }
                 }
             }
@@ -163,7 +187,10 @@ impl Kernel for Task<'_> {
                         for (j, &entry) in tile.iter().enumerate() {
                             decode(s, shape, stored.row(entry as usize, bytes), scratch.keys.slot(j));
                         }
-                        self.add(s, row, 0..tile.len(), &mut scratch);
+                        if paired {
+                            scratch.keys.pair_up(s, 0..tile.len());
+                        }
+                        self.add(s, arithmetic, row, 0..tile.len(), &mut scratch);
                     }
                 }
             }
@@ -191,7 +218,15 @@ fn decode<S: Simd>(s: S, shape: RowShape, stored: &[u8], key: &mut [f32]) {
 }
 
 /// All rows of a segment: q and out `[n, H·d]`, angles `[n, r]`.
-pub(crate) fn attend(isa: Isa, pool: &Pool, segment: Segment<'_>, q: &[f32], angles: &[f32], out: &mut [f32]) {
+pub(crate) fn attend(
+    isa: Isa,
+    pool: &Pool,
+    profile: Profile,
+    segment: Segment<'_>,
+    q: &[f32],
+    angles: &[f32],
+    out: &mut [f32],
+) {
     let (heads, d) = (segment.heads, segment.row.width);
     let n = q.len() / (heads * d);
     // Share decoded keys among rows as far as the accumulators stay small; split heads where rows are few.
@@ -205,6 +240,6 @@ pub(crate) fn attend(isa: Isa, pool: &Pool, segment: Segment<'_>, q: &[f32], ang
         let (i, j) = (task / head_tasks, task % head_tasks);
         let rows = i * rows..((i + 1) * rows).min(n);
         let heads = j * heads_each..((j + 1) * heads_each).min(heads);
-        isa.run(Task { segment, q, rows, heads, angles, out: &out });
+        isa.run(Task { segment, q, profile, rows, heads, angles, out: &out });
     });
 }

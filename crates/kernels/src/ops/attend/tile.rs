@@ -9,11 +9,30 @@ use crate::simd::{LANES, Simd};
 /// Keys decoded and weighed together.
 pub(super) const TILE: usize = 32;
 
+/// Sums below this are taken for zero when they are scaled down, as [`Arithmetic::Rounded`] has it.
+const LEAST: f32 = f32::from_bits((127 - 90) << 23);
+
+/// What is multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arithmetic {
+    /// f32.
+    Exact,
+    /// Queries and weights are bfloat16, as keys are. No number is so small that products or sums were subnormal: queries and
+    /// weights by [`Simd::round_bf16`], keys as they are stored, sums by [`LEAST`].
+    Rounded,
+    /// The same in pairs, with the same bits.
+    Paired,
+}
+
 /// Decoded keys, `[TILE, d]`.
 #[derive(Default)]
 pub(super) struct Keys {
     values: Vec<f32>,
     width: usize,
+    /// Two times sixteen dims of a key in pairs, `[TILE, d / 2]`.
+    dims: Vec<f32>,
+    /// Two keys in pairs, `[TILE / 2, d]`.
+    couples: Vec<f32>,
 }
 
 impl Keys {
@@ -22,16 +41,75 @@ impl Keys {
         self.width + LANES
     }
 
+    /// As [`Keys::stride`], of `dims`.
+    const fn dims_stride(&self) -> usize {
+        self.width / 2 + LANES
+    }
+
     /// Makes room for keys of `width` values. What the slots hold is left.
-    pub(super) fn reset(&mut self, width: usize) {
+    pub(super) fn reset(&mut self, width: usize, arithmetic: Arithmetic) {
         self.width = width;
         self.values.resize(TILE * self.stride(), 0.0);
+        if arithmetic == Arithmetic::Paired {
+            self.dims.resize(TILE * self.dims_stride(), 0.0);
+            self.couples.resize(TILE / 2 * self.stride(), 0.0);
+        }
     }
 
     /// Key j.
     pub(super) fn slot(&mut self, j: usize) -> &mut [f32] {
         let at = j * self.stride();
         &mut self.values[at..at + self.width]
+    }
+
+    /// Makes pairs of the decoded keys `some`.
+    #[inline(always)]
+    pub(super) fn pair_up<S: Simd>(&mut self, s: S, some: Range<usize>) {
+        let (d, stride, dims_stride) = (self.width, self.stride(), self.dims_stride());
+        assert!(d.is_multiple_of(2 * LANES) && some.end <= TILE && self.values.len() == TILE * stride, "a tile");
+        assert!(self.dims.len() == TILE * dims_stride && self.couples.len() == TILE / 2 * stride, "a tile's pairs");
+        let zero = s.splat(0.0);
+        // SAFETY: by the assertions.
+        unsafe {
+            for j in some.clone() {
+                let (key, out) = (self.values.as_ptr().add(j * stride), self.dims.as_mut_ptr().add(j * dims_stride));
+                for at in (0..d / 2).step_by(LANES) {
+                    s.store(out.add(at), s.pair(s.load(key.add(2 * at)), s.load(key.add(2 * at + LANES))));
+                }
+            }
+            for j in some.start / 2..some.end.div_ceil(2) {
+                let (first, out) =
+                    (self.values.as_ptr().add(2 * j * stride), self.couples.as_mut_ptr().add(j * stride));
+                // What was not decoded has no weight, and must not be infinite.
+                let [a, b] = [2 * j, 2 * j + 1].map(|j| some.contains(&j));
+                for at in (0..d).step_by(LANES) {
+                    let a = if a { s.load(first.add(at)) } else { zero };
+                    let b = if b { s.load(first.add(stride + at)) } else { zero };
+                    s.store(out.add(at), s.pair(a, b));
+                }
+            }
+        }
+    }
+}
+
+/// Appends queries, `[heads, d]`, as [`Heads::add`] takes them: rounded, and two times sixteen dims in pairs.
+#[inline(always)]
+pub(super) fn round<S: Simd>(s: S, arithmetic: Arithmetic, q: &[f32], out: &mut Vec<f32>) {
+    let step = if arithmetic == Arithmetic::Paired { 2 * LANES } else { LANES };
+    assert!(q.len().is_multiple_of(step), "queries of whole steps");
+    let before = out.len();
+    out.resize(before + q.len() / step * LANES, 0.0);
+    for (q, out) in q.chunks_exact(step).zip(out[before..].chunks_exact_mut(LANES)) {
+        // SAFETY: a step in, sixteen out.
+        unsafe {
+            let first = s.load(q.as_ptr());
+            let v = match arithmetic {
+                Arithmetic::Exact => first,
+                Arithmetic::Rounded => s.round_bf16(first),
+                Arithmetic::Paired => s.round_pair(first, s.load(q.as_ptr().add(LANES))),
+            };
+            s.store(out.as_mut_ptr(), v);
+        }
     }
 }
 
@@ -47,16 +125,20 @@ pub(super) struct Soft {
 pub(super) struct Heads {
     /// Logits, then weights, `[heads, TILE]`.
     weights: Vec<f32>,
+    /// Weights of two keys in pairs, `[heads, TILE / 2]`.
+    couples: Vec<f32>,
     /// What each head's sums so far are multiplied by.
     keep: Vec<f32>,
 }
 
 impl Heads {
-    /// Adds keys `live` to the sums of some heads: q and acc `[heads, d]`, soft `[heads]`.
+    /// Adds keys `live` to the sums of some heads: q as [`round`] leaves it, acc `[heads, d]`, soft `[heads]`.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn add<S: Simd>(
         &mut self,
         s: S,
+        arithmetic: Arithmetic,
         q: &[f32],
         keys: &Keys,
         live: Range<usize>,
@@ -65,30 +147,45 @@ impl Heads {
     ) {
         self.weights.resize(soft.len() * TILE, 0.0);
         self.keep.resize(soft.len(), 0.0);
-        if S::WIDE {
-            self.logits::<S, 4>(s, q, keys, &live);
-            self.soften(s, keys.width, &live, soft);
-            self.values::<S, 4, 4>(s, keys, live, acc);
+        let rounded = arithmetic != Arithmetic::Exact;
+        if arithmetic == Arithmetic::Paired {
+            self.logits::<S, 4, true>(s, q, keys, &live);
+            self.soften(s, rounded, keys.width, &live, soft);
+            self.rescale(s, rounded, acc);
+            self.pair_up();
+            self.values::<S, 4, 4, true>(s, keys, live, acc);
+        } else if S::WIDE {
+            self.logits::<S, 4, false>(s, q, keys, &live);
+            self.soften(s, rounded, keys.width, &live, soft);
+            self.rescale(s, rounded, acc);
+            self.values::<S, 4, 4, false>(s, keys, live, acc);
         } else {
-            self.logits::<S, 2>(s, q, keys, &live);
-            self.soften(s, keys.width, &live, soft);
-            self.values::<S, 3, 2>(s, keys, live, acc);
+            self.logits::<S, 2, false>(s, q, keys, &live);
+            self.soften(s, rounded, keys.width, &live, soft);
+            self.rescale(s, rounded, acc);
+            self.values::<S, 3, 2, false>(s, keys, live, acc);
         }
     }
 
     /// q · key for R heads at once.
     #[inline(always)]
-    fn logits<S: Simd, const R: usize>(&mut self, s: S, q: &[f32], keys: &Keys, live: &Range<usize>) {
+    fn logits<S: Simd, const R: usize, const PAIRED: bool>(
+        &mut self,
+        s: S,
+        q: &[f32],
+        keys: &Keys,
+        live: &Range<usize>,
+    ) {
         let heads = self.keep.len();
         // Four keys of a tile at a time, then the next four for all heads: those keys stay in the first cache.
         for j in (live.start / 4 * 4..live.end).step_by(4) {
             let mut h = 0;
             while h < heads {
                 if h + R <= heads {
-                    self.dots::<S, R>(s, q, keys, h, j);
+                    self.dots::<S, R, PAIRED>(s, q, keys, h, j);
                     h += R;
                 } else {
-                    self.dots::<S, 1>(s, q, keys, h, j);
+                    self.dots::<S, 1, PAIRED>(s, q, keys, h, j);
                     h += 1;
                 }
             }
@@ -97,10 +194,13 @@ impl Heads {
 
     /// R heads from h on times four keys from j on. Keys that are not live come out as anything.
     #[inline(always)]
-    fn dots<S: Simd, const R: usize>(&mut self, s: S, q: &[f32], keys: &Keys, h: usize, j: usize) {
-        let (d, stride) = (keys.width, keys.stride());
+    fn dots<S: Simd, const R: usize, const PAIRED: bool>(&mut self, s: S, q: &[f32], keys: &Keys, h: usize, j: usize) {
+        let (d, stride, keys) = match PAIRED {
+            true => (keys.width / 2, keys.dims_stride(), &keys.dims),
+            false => (keys.width, keys.stride(), &keys.values),
+        };
         let q = &q[h * d..(h + R) * d];
-        let key = &keys.values[j * stride..(j + 4) * stride];
+        let key = &keys[j * stride..(j + 4) * stride];
         assert!(d.is_multiple_of(LANES), "a key's width");
         let mut sums = [[s.splat(0.0); 4]; R];
         for at in (0..d).step_by(LANES) {
@@ -113,7 +213,7 @@ impl Heads {
                 for a in 0..R {
                     let q = s.load(q.as_ptr().add(a * d + at));
                     for b in 0..4 {
-                        sums[a][b] = s.fma(q, k[b], sums[a][b]);
+                        sums[a][b] = if PAIRED { s.dot_pair(q, k[b], sums[a][b]) } else { s.fma(q, k[b], sums[a][b]) };
                     }
                 }
             }
@@ -125,7 +225,7 @@ impl Heads {
 
     /// Logits to weights, and the softmax moved on.
     #[inline(always)]
-    fn soften<S: Simd>(&mut self, s: S, d: usize, live: &Range<usize>, soft: &mut [Soft]) {
+    fn soften<S: Simd>(&mut self, s: S, rounded: bool, d: usize, live: &Range<usize>, soft: &mut [Soft]) {
         let scale = 1.0 / (d as f32).sqrt();
         for ((weights, keep), soft) in self.weights.chunks_exact_mut(TILE).zip(&mut self.keep).zip(soft) {
             weights[..live.start].fill(f32::NEG_INFINITY);
@@ -140,6 +240,7 @@ impl Heads {
                 // SAFETY: TILE is a multiple of LANES.
                 unsafe {
                     let w = exp_lanes(s, s.sub(s.load(weights.as_ptr().add(at)), s.splat(top)));
+                    let w = if rounded { s.round_bf16(w) } else { w };
                     s.store(weights.as_mut_ptr().add(at), w);
                     sum = s.add(sum, w);
                 }
@@ -149,21 +250,63 @@ impl Heads {
         }
     }
 
-    /// `acc = acc · keep + Σ_j weight_j · key_j`, j ascending: N times sixteen dims of R heads at once.
+    /// `acc = acc · keep`.
     #[inline(always)]
-    fn values<S: Simd, const R: usize, const N: usize>(&self, s: S, keys: &Keys, live: Range<usize>, acc: &mut [f32]) {
+    fn rescale<S: Simd>(&self, s: S, rounded: bool, acc: &mut [f32]) {
+        let d = acc.len() / self.keep.len();
+        for (acc, &keep) in acc.chunks_exact_mut(d).zip(&self.keep) {
+            // Most tiles have no larger logit.
+            if keep == 1.0 {
+                continue;
+            }
+            let (keep, zero, least) = (s.splat(keep), s.splat(0.0), s.splat(LEAST));
+            for part in acc.chunks_exact_mut(LANES) {
+                // SAFETY: a part has sixteen values.
+                unsafe {
+                    let mut v = s.mul(s.load(part.as_ptr()), keep);
+                    if rounded {
+                        // Less those that are small, if that can be said of them.
+                        v = s.sub(v, s.keep_ge(least, s.max(v, s.sub(zero, v)), v));
+                    }
+                    s.store(part.as_mut_ptr(), v);
+                }
+            }
+        }
+    }
+
+    /// Weights of two keys beside each other.
+    #[inline(always)]
+    fn pair_up(&mut self) {
+        self.couples.resize(self.weights.len() / 2, 0.0);
+        for (pair, w) in self.couples.iter_mut().zip(self.weights.chunks_exact(2)) {
+            *pair = f32::from_bits(w[0].to_bits() & 0xffff_0000 | w[1].to_bits() >> 16);
+        }
+    }
+
+    /// `acc += Σ_j weight_j · key_j`, j ascending: N times sixteen dims of R heads at once.
+    #[inline(always)]
+    fn values<S: Simd, const R: usize, const N: usize, const PAIRED: bool>(
+        &self,
+        s: S,
+        keys: &Keys,
+        live: Range<usize>,
+        acc: &mut [f32],
+    ) {
         let (d, heads) = (keys.width, self.keep.len());
+        // A step is a key, or two.
+        let steps = if PAIRED { live.start / 2..live.end.div_ceil(2) } else { live };
         // Some dims of every head, then the next: that part of the keys stays in the first cache.
         let mut at = 0;
         while at < d {
             let wide = at + N * LANES <= d;
             let mut h = 0;
             while h < heads {
+                let steps = steps.clone();
                 match (wide, h + R <= heads) {
-                    (true, true) => self.sums::<S, R, N>(s, keys, live.clone(), acc, h, at),
-                    (true, false) => self.sums::<S, 1, N>(s, keys, live.clone(), acc, h, at),
-                    (false, true) => self.sums::<S, R, 1>(s, keys, live.clone(), acc, h, at),
-                    (false, false) => self.sums::<S, 1, 1>(s, keys, live.clone(), acc, h, at),
+                    (true, true) => self.sums::<S, R, N, PAIRED>(s, keys, steps, acc, h, at),
+                    (true, false) => self.sums::<S, 1, N, PAIRED>(s, keys, steps, acc, h, at),
+                    (false, true) => self.sums::<S, R, 1, PAIRED>(s, keys, steps, acc, h, at),
+                    (false, false) => self.sums::<S, 1, 1, PAIRED>(s, keys, steps, acc, h, at),
                 }
                 h += if h + R <= heads { R } else { 1 };
             }
@@ -172,36 +315,40 @@ impl Heads {
     }
 
     #[inline(always)]
-    fn sums<S: Simd, const R: usize, const N: usize>(
+    fn sums<S: Simd, const R: usize, const N: usize, const PAIRED: bool>(
         &self,
         s: S,
         keys: &Keys,
-        live: Range<usize>,
+        steps: Range<usize>,
         acc: &mut [f32],
         h: usize,
         at: usize,
     ) {
         let (d, stride) = (keys.width, keys.stride());
-        let (acc, weights) = (&mut acc[h * d..(h + R) * d], &self.weights[h * TILE..(h + R) * TILE]);
-        assert!(at + N * LANES <= d && live.end <= TILE && keys.values.len() == TILE * stride, "a tile");
+        let (tile, keys, weights) = match PAIRED {
+            true => (TILE / 2, &keys.couples, &self.couples),
+            false => (TILE, &keys.values, &self.weights),
+        };
+        let (acc, weights) = (&mut acc[h * d..(h + R) * d], &weights[h * tile..(h + R) * tile]);
+        assert!(at + N * LANES <= d && steps.end <= tile && keys.len() == tile * stride, "a tile");
         // SAFETY: by the slices and the assertion.
         unsafe {
             let mut sums = [[s.splat(0.0); N]; R];
             for a in 0..R {
-                let keep = s.splat(self.keep[h + a]);
                 for b in 0..N {
-                    sums[a][b] = s.mul(s.load(acc.as_ptr().add(a * d + at + b * LANES)), keep);
+                    sums[a][b] = s.load(acc.as_ptr().add(a * d + at + b * LANES));
                 }
             }
-            for j in live {
+            for j in steps {
                 let mut key = [s.splat(0.0); N];
                 for b in 0..N {
-                    key[b] = s.load(keys.values.as_ptr().add(j * stride + at + b * LANES));
+                    key[b] = s.load(keys.as_ptr().add(j * stride + at + b * LANES));
                 }
                 for a in 0..R {
-                    let weight = s.splat(*weights.get_unchecked(a * TILE + j));
+                    let weight = s.splat(*weights.get_unchecked(a * tile + j));
                     for b in 0..N {
-                        sums[a][b] = s.fma(weight, key[b], sums[a][b]);
+                        let sum = sums[a][b];
+                        sums[a][b] = if PAIRED { s.dot_pair(weight, key[b], sum) } else { s.fma(weight, key[b], sum) };
                     }
                 }
             }

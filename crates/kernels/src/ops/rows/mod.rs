@@ -12,6 +12,10 @@ const FP8_BLOCK: usize = 64;
 /// Dims under one FP4 scale.
 pub(crate) const FP4_BLOCK: usize = 32;
 
+/// Rope dims below 2⁻⁴⁰ are stored as zero, which they are beside a row whose RMS was one: so that products of bfloat16 stay
+/// among the normal numbers (see [`BF16_LEAST`](crate::simd::BF16_LEAST)).
+const ROPE_LEAST: f32 = f32::from_bits((127 - 40) << 23);
+
 /// 2ⁿ for a normal result.
 pub(crate) fn pow2(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)
@@ -41,6 +45,7 @@ pub(crate) fn encode_attention(x: &[f32], row: RowShape, out: &mut [u8]) {
         }
     }
     for (out, &v) in rope.chunks_mut(2).zip(&x[nope..]) {
+        let v = if v.abs() < ROPE_LEAST { 0.0 } else { v };
         out.copy_from_slice(&to_bf16(v).to_le_bytes());
     }
 }
