@@ -9,8 +9,8 @@ pub(crate) const REVISION: u32 = 3;
 /// A numeric recipe. Weights stay as released in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum Profile {
-    /// Inputs of FP4 matrices are rounded to int8, one scale for 32 columns, and multiplied exactly in integers;
-    /// everything else is f32.
+    /// Inputs of FP4 matrices are rounded to int8, one scale for 32 columns, and multiplied exactly in integers. Inputs of
+    /// FP8 matrices, queries and attention weights are rounded to bfloat16. Everything else is f32, all sums too.
     #[default]
     Native,
     /// f32 activations and accumulation everywhere.

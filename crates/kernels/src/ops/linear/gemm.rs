@@ -227,8 +227,14 @@ impl Tiles<'_> {
             for a in 0..R {
                 four[a] = sums[a][b];
             }
-            // SAFETY: it lives for this line.
-            unsafe { out.of(self.first + i + b, r..r + live) }.copy_from_slice(&s.sum4(four)[..live]);
+            let four = s.sum4(four);
+            // SAFETY: it lives for this block.
+            let out = unsafe { out.of(self.first + i + b, r..r + live) };
+            // A copy whose length is known is one store.
+            match out.first_chunk_mut::<4>() {
+                Some(out) if R == 4 => *out = four,
+                _ => out.copy_from_slice(&four[..live]),
+            }
         }
     }
 }
