@@ -352,6 +352,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Bytes of scratch that [`Device::index_select`] takes for `rows` rows.
     fn index_bytes(&self, shape: IndexShape, rows: usize) -> usize;
 
+    /// Bytes of scratch that [`Device::attend`] takes for up to `rows` rows that see up to `entries` compressed entries.
+    fn attend_bytes(&self, heads: usize, row: RowShape, rows: usize, entries: usize) -> usize;
+
     /// The rows with the given numbers.
     fn gather(&self, x: &Array<Self::Buffer>, rows: &[usize]) -> Result<Array<Self::Buffer>, Error>;
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fathom_kernels::{Array, Device, Hyper, HyperShape, IndexShape, Matrix, Span};
+use fathom_kernels::{Array, Device, Hyper, HyperShape, IndexShape, Matrix, RowShape, Span};
 use fathom_weights::Config;
 
 use crate::block::Block;
@@ -124,8 +124,9 @@ impl<D: Device> Model<D> {
         let c = &self.config;
         let (hc, d_model, inter) = (c.hc_mult, c.hidden_size, c.moe_intermediate_size);
         let heads = c.num_attention_heads * c.head_dim;
-        let row = fathom_kernels::RowShape { width: c.head_dim, rope: c.qk_rope_head_dim }.bytes();
         // What lives through a pass, then the larger of attention's and the experts' most.
+        let row_shape = RowShape { width: c.head_dim, rope: c.qk_rope_head_dim };
+        let row = row_shape.bytes();
         let strip = strips(rows.max(1)).map(|rows| rows.len()).max().unwrap_or(1);
         let through = hc * d_model + 2 * c.qk_rope_head_dim + d_model + 2 * (hc + hc * hc) + (2 + hc) * hc + d_model;
         let index = c.index_n_heads * (c.index_head_dim + 1);
@@ -136,8 +137,11 @@ impl<D: Device> Model<D> {
         let index_shape = IndexShape { heads: c.index_n_heads, width: c.index_head_dim, keep: c.index_topk };
         // The number of rows decides how a device shares out the indexer's work: one row may take more than two.
         let index_own = [1, strip.min(32), strip].map(|n| self.device.index_bytes(index_shape, n));
+        let entries = (c.max_position_embeddings / 128).max(c.index_topk);
+        let attend_own = self.device.attend_bytes(c.num_attention_heads, row_shape, strip, entries);
         let experts_own = self.device.experts_bytes(rows, c.num_experts_per_tok, d_model, inter);
-        let attention = (strip * (attention + output) + rows * d_model) * 4 + index_own.into_iter().max().unwrap_or(0);
+        let own = index_own.into_iter().fold(attend_own, usize::max);
+        let attention = (strip * (attention + output) + rows * d_model) * 4 + own;
         let last = (hc + 4) * d_model + c.vocab_size;
         ((rows * through + last) * 4 + attention.max(rows * experts * 4 + experts_own)) as u64
     }

@@ -180,6 +180,10 @@ impl Device for Cpu {
         rows * (shape.keep + 1) * 4 + index::scratch_bytes(&self.pool, shape, rows)
     }
 
+    fn attend_bytes(&self, heads: usize, row: RowShape, rows: usize, entries: usize) -> usize {
+        attend::scratch_bytes(&self.pool, heads, row.width, rows, entries)
+    }
+
     fn gather(&self, x: &Array<Buffer>, rows: &[usize]) -> Result<Array<Buffer>, Error> {
         let mut out = self.array(rows.len(), x.width)?;
         for (&row, out) in rows.iter().zip(out.data.f32_mut().chunks_exact_mut(x.width)) {
@@ -419,8 +423,10 @@ impl Device for Cpu {
         };
         let part = |width: usize| span.rows.start * width..span.rows.end * width;
         let (q, angles) = (&q.data.f32()[part(q.width)], &angles.data.f32()[part(angles.width)]);
+        let mut wait = self.alloc(Share::Scratch, 4 * attend::waiting_of(&self.pool, &segment, span.rows.len()))?;
+        let wait = wait.f32_mut();
         let written = part(out.width);
-        attend::attend(self.isa, &self.pool, self.profile, segment, q, angles, &mut out.data.f32_mut()[written]);
+        attend::attend(self.isa, &self.pool, self.profile, segment, q, angles, wait, &mut out.data.f32_mut()[written]);
         Ok(())
     }
 

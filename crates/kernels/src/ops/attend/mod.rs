@@ -1,9 +1,10 @@
 //! Attention over window rows and compressed entries, with the sink (V4.md, *Attention*).
 //!
-//! The order of the sums is a function of a row's position alone. Keys come in tiles of [`TILE`]: window rows by
-//! position, then compressed entries by number (HCA) or by rank in the selection (CSA). Over the tiles runs an online
-//! softmax that starts from the sink; inside a tile, key j's weight is summed in lane j mod 16 and values are added
-//! by ascending key. Nothing as long as the context is ever held.
+//! The order of the sums is a function of a row's position alone. Part 0 of the keys is the window's rows by position, each
+//! part after it [`PART`] compressed entries, by number (HCA) or by rank in the selection (CSA). Keys come in tiles of
+//! [`TILE`], over which runs an online softmax, for each part its own; inside a tile, key j's weight is summed in lane j mod
+//! 16 and values are added by ascending key. Part 0 starts from the sink, and the others are merged into it ascending.
+//! Nothing as long as the context is ever held, but by one row alone: its parts are shared out to threads and wait.
 //!
 //! In the native profile queries and weights are rounded to bfloat16, as keys are: see [`tile::Arithmetic`].
 
@@ -22,10 +23,14 @@ use crate::profile::Profile;
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use tile::{Arithmetic, Heads, Keys, Soft, TILE, round};
 
+/// Compressed entries of a part.
+const PART: usize = 16 * TILE;
 /// f32 of accumulators that a task keeps at most, to stay in a core's cache.
 const TASK: usize = 32 * 1024;
 /// Rows that share decoded keys at most.
 const ROWS: usize = 16;
+/// f32 of parts' sums that wait at most.
+const WAITING: usize = 10 << 18;
 
 /// What all rows of a segment share.
 #[derive(Clone, Copy)]
@@ -75,9 +80,16 @@ struct Task<'a> {
     profile: Profile,
     rows: Range<usize>,
     heads: Range<usize>,
-    /// `[n, r]`.
-    angles: &'a [f32],
-    out: &'a Output<f32>,
+    what: What<'a>,
+}
+
+/// What to do with them.
+#[derive(Clone, Copy)]
+enum What<'a> {
+    /// All parts, into `out` `[n, H·d]`; angles `[n, r]`.
+    All { angles: &'a [f32], out: &'a Output<f32> },
+    /// One part, into `waiting` `[n, H, parts, d + 16]`: the sums, then the softmax's two numbers.
+    One { part: usize, parts: usize, waiting: &'a Output<f32> },
 }
 
 /// What a thread keeps from task to task.
@@ -86,10 +98,15 @@ struct Scratch {
     keys: Keys,
     /// As [`round`] leaves it.
     q: Vec<f32>,
-    /// Unnormalised sums `[rows · heads, d]`.
-    acc: Vec<f32>,
+    /// Part 0 and what was merged into it: unnormalised sums `[rows · heads, d]`.
+    all: Vec<f32>,
     /// `[rows · heads]`.
-    soft: Vec<Soft>,
+    all_soft: Vec<Soft>,
+    /// Another part.
+    part: Vec<f32>,
+    part_soft: Vec<Soft>,
+    /// Which rows have no sums of the part yet.
+    fresh: Vec<bool>,
     heads: Heads,
 }
 
@@ -97,8 +114,24 @@ thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
+impl Segment<'_> {
+    /// Compressed entries that a row sees.
+    fn visible(&self, row: usize) -> usize {
+        match self.entries {
+            Entries::None => 0,
+            Entries::All { ratio, .. } => (self.start + row + 1) / ratio,
+            Entries::Selected { counts, .. } => counts[row] as usize,
+        }
+    }
+
+    /// Parts that some rows have.
+    fn parts(&self, rows: Range<usize>) -> usize {
+        1 + rows.map(|row| self.visible(row)).max().unwrap_or(0).div_ceil(PART)
+    }
+}
+
 impl Task<'_> {
-    /// Adds the decoded keys `live` to the sums of one row.
+    /// Adds the decoded keys `live` to the part's sums of one row.
     #[inline(always)]
     fn add<S: Simd>(&self, s: S, arithmetic: Arithmetic, row: usize, live: Range<usize>, scratch: &mut Scratch) {
         if live.is_empty() {
@@ -106,83 +139,75 @@ impl Task<'_> {
         }
         let (d, heads) = (self.segment.row.width, self.heads.len());
         let first = (row - self.rows.start) * heads;
-        let Scratch { keys, q, acc, soft, heads: weights } = scratch;
+        let Scratch { keys, q, part, part_soft, fresh, heads: weights, .. } = scratch;
         let wide = q.len() / self.rows.len() / heads;
         let q = &q[first * wide..(first + heads) * wide];
-        let (acc, soft) = (&mut acc[first * d..(first + heads) * d], &mut soft[first..first + heads]);
-        weights.add(s, arithmetic, q, keys, live, soft, acc);
+        let (part, soft) = (&mut part[first * d..(first + heads) * d], &mut part_soft[first..first + heads]);
+        let fresh = std::mem::take(&mut fresh[row - self.rows.start]);
+        weights.add(s, arithmetic, q, keys, live, fresh, soft, part);
     }
-}
 
-impl Kernel for Task<'_> {
-    type Output = ();
+    /// The sums of one part, into the scratch's.
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn part<S: Simd>(&self, s: S, arithmetic: Arithmetic, part: usize, scratch: &mut Scratch) {
         let Segment { row: shape, span, sink, start, rows, ring, entries, .. } = self.segment;
         let (d, bytes, heads) = (shape.width, shape.bytes(), self.heads.len());
-        let arithmetic = match self.profile {
-            Profile::Exact => Arithmetic::Exact,
-            Profile::Native if S::PAIRS && d.is_multiple_of(2 * LANES) => Arithmetic::Paired,
-            Profile::Native => Arithmetic::Rounded,
-        };
         let paired = arithmetic == Arithmetic::Paired;
-        let mut scratch = SCRATCH.take();
-        scratch.keys.reset(d, arithmetic);
-        scratch.q.clear();
-        for row in self.rows.clone() {
-            let q = &self.q[(row * self.segment.heads + self.heads.start) * d..][..heads * d];
-            round(s, arithmetic, q, &mut scratch.q);
-        }
-        scratch.acc.clear();
-        scratch.acc.resize(self.rows.len() * heads * d, 0.0);
-        scratch.soft.clear();
-        for _ in self.rows.clone() {
-            scratch.soft.extend(sink[self.heads.clone()].iter().map(|&top| Soft { top, sum: 1.0 }));
-        }
-
-        // The window: positions (p − span, p].
-        let position = |row: usize| start + row;
-        let oldest = |row: usize| (position(row) + 1).saturating_sub(span);
-        let (from, end) = (oldest(self.rows.start), position(self.rows.end - 1) + 1);
-        for tile in from / TILE..end.div_ceil(TILE) {
-            let base = tile * TILE;
-            let needed = base.max(from)..(base + TILE).min(end);
-            for p in needed.clone() {
-                let (stored, at) = if p < start { (ring, p % span * bytes) } else { (rows, (p - start) * bytes) };
-                decode(s, shape, &stored[at..at + bytes], scratch.keys.slot(p - base));
+        scratch.part.resize(self.rows.len() * heads * d, 0.0);
+        scratch.part_soft.clear();
+        scratch.part_soft.resize(self.rows.len() * heads, Soft::NOTHING);
+        scratch.fresh.clear();
+        scratch.fresh.resize(self.rows.len(), true);
+        if part == 0 {
+            for soft in scratch.part_soft.chunks_exact_mut(heads) {
+                soft.iter_mut().zip(&sink[self.heads.clone()]).for_each(|(soft, &top)| *soft = Soft { top, sum: 1.0 });
             }
-            if paired {
-                scratch.keys.pair_up(s, needed.start - base..needed.end - base);
-            }
-            for row in self.rows.clone() {
-                let live = needed.start.max(oldest(row))..needed.end.min(position(row) + 1);
-                if !live.is_empty() {
-                    self.add(s, arithmetic, row, live.start - base..live.end - base, &mut scratch);
+            // Positions (p − span, p].
+            let position = |row: usize| start + row;
+            let oldest = |row: usize| (position(row) + 1).saturating_sub(span);
+            let (from, end) = (oldest(self.rows.start), position(self.rows.end - 1) + 1);
+            for tile in from / TILE..end.div_ceil(TILE) {
+                let base = tile * TILE;
+                let needed = base.max(from)..(base + TILE).min(end);
+                for p in needed.clone() {
+                    let (stored, at) = if p < start { (ring, p % span * bytes) } else { (rows, (p - start) * bytes) };
+                    decode(s, shape, &stored[at..at + bytes], scratch.keys.slot(p - base));
+                }
+                if paired {
+                    scratch.keys.pair_up(s, needed.start - base..needed.end - base);
+                }
+                for row in self.rows.clone() {
+                    let live = needed.start.max(oldest(row))..needed.end.min(position(row) + 1);
+                    if !live.is_empty() {
+                        self.add(s, arithmetic, row, live.start - base..live.end - base, scratch);
+                    }
                 }
             }
+            return;
         }
-
+        let first = (part - 1) * PART;
         match entries {
             Entries::None => {}
-            Entries::All { stored, ratio } => {
-                let visible = |row: usize| (position(row) + 1) / ratio;
-                let end = visible(self.rows.end - 1);
-                for base in (0..end).step_by(TILE) {
-                    for entry in base..end.min(base + TILE) {
+            Entries::All { stored, .. } => {
+                let end = self.segment.visible(self.rows.end - 1).min(first + PART);
+                for base in (first..end).step_by(TILE) {
+                    let some = base..end.min(base + TILE);
+                    for entry in some.clone() {
                         decode(s, shape, stored.row(entry, bytes), scratch.keys.slot(entry - base));
                     }
                     if paired {
-                        scratch.keys.pair_up(s, 0..TILE.min(end - base));
+                        scratch.keys.pair_up(s, 0..some.len());
                     }
                     for row in self.rows.clone() {
-                        let count = visible(row).saturating_sub(base).min(TILE);
-                        self.add(s, arithmetic, row, 0..count, &mut scratch);
+                        let count = self.segment.visible(row).saturating_sub(base).min(TILE);
+                        self.add(s, arithmetic, row, 0..count, scratch);
                     }
                 }
             }
-            Entries::Selected { stored, entries, counts, keep } => {
+            Entries::Selected { stored, entries, keep, .. } => {
                 for row in self.rows.clone() {
-                    let chosen = &entries[row * keep..][..counts[row] as usize];
+                    let end = self.segment.visible(row);
+                    let chosen = &entries[row * keep..][first.min(end)..(first + PART).min(end)];
                     for tile in chosen.chunks(TILE) {
                         for (j, &entry) in tile.iter().enumerate() {
                             decode(s, shape, stored.row(entry as usize, bytes), scratch.keys.slot(j));
@@ -190,22 +215,96 @@ impl Kernel for Task<'_> {
                         if paired {
                             scratch.keys.pair_up(s, 0..tile.len());
                         }
-                        self.add(s, arithmetic, row, 0..tile.len(), &mut scratch);
+                        self.add(s, arithmetic, row, 0..tile.len(), scratch);
                     }
                 }
             }
         }
+    }
+}
 
-        for (i, (sums, soft)) in scratch.acc.chunks_exact(d).zip(&scratch.soft).enumerate() {
-            let (row, head) = (self.rows.start + i / heads, self.heads.start + i % heads);
-            let at = (row * self.segment.heads + head) * d;
-            // SAFETY: tasks have disjoint rows and heads.
-            let out = unsafe { self.out.slice(at..at + d) };
-            let factor = 1.0 / soft.sum;
-            out.iter_mut().zip(sums).for_each(|(out, &v)| *out = v * factor);
-            rotate_back(out, &self.angles[row * shape.rope..(row + 1) * shape.rope]);
+impl Kernel for Task<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (shape, all_heads, heads) = (self.segment.row, self.segment.heads, self.heads.len());
+        let d = shape.width;
+        let arithmetic = match self.profile {
+            Profile::Exact => Arithmetic::Exact,
+            Profile::Native if S::PAIRS && d.is_multiple_of(2 * LANES) => Arithmetic::Paired,
+            Profile::Native => Arithmetic::Rounded,
+        };
+        let mut scratch = SCRATCH.take();
+        scratch.keys.reset(d, arithmetic);
+        scratch.q.clear();
+        for row in self.rows.clone() {
+            let q = &self.q[(row * all_heads + self.heads.start) * d..][..heads * d];
+            round(s, arithmetic, q, &mut scratch.q);
+        }
+        match self.what {
+            What::One { part, parts, waiting } => {
+                self.part(s, arithmetic, part, &mut scratch);
+                let each = scratch.part.chunks_exact(d).zip(&scratch.part_soft);
+                for (i, (sums, soft)) in each.enumerate() {
+                    let (row, head) = (self.rows.start + i / heads, self.heads.start + i % heads);
+                    let at = ((row * all_heads + head) * parts + part) * (d + LANES);
+                    // SAFETY: tasks have disjoint rows, parts or heads.
+                    let record = unsafe { waiting.slice(at..at + d + LANES) };
+                    record[..d].copy_from_slice(sums);
+                    (record[d], record[d + 1]) = (soft.top, soft.sum);
+                }
+            }
+            What::All { angles, out } => {
+                self.part(s, arithmetic, 0, &mut scratch);
+                std::mem::swap(&mut scratch.all, &mut scratch.part);
+                std::mem::swap(&mut scratch.all_soft, &mut scratch.part_soft);
+                for part in 1..self.segment.parts(self.rows.clone()) {
+                    self.part(s, arithmetic, part, &mut scratch);
+                    let Scratch { all, all_soft, part, part_soft, .. } = &mut scratch;
+                    let parts = part.chunks_exact(d).zip(part_soft.iter());
+                    for ((all, soft), (more, &later)) in all.chunks_exact_mut(d).zip(all_soft).zip(parts) {
+                        soft.merge(s, all, later, more);
+                    }
+                }
+                for (i, (sums, soft)) in scratch.all.chunks_exact(d).zip(&scratch.all_soft).enumerate() {
+                    let (row, head) = (self.rows.start + i / heads, self.heads.start + i % heads);
+                    let at = (row * all_heads + head) * d;
+                    // SAFETY: tasks have disjoint rows and heads.
+                    let out = unsafe { out.slice(at..at + d) };
+                    finish(sums, *soft, &angles[row * shape.rope..(row + 1) * shape.rope], out);
+                }
+            }
         }
         SCRATCH.set(scratch);
+    }
+}
+
+/// Sums to the attention's output, `[d]`.
+#[inline(always)]
+fn finish(sums: &[f32], soft: Soft, angles: &[f32], out: &mut [f32]) {
+    let factor = 1.0 / soft.sum;
+    out.iter_mut().zip(sums).for_each(|(out, &v)| *out = v * factor);
+    rotate_back(out, angles);
+}
+
+/// The parts of a row and head, merged.
+struct Merge<'a> {
+    /// `[parts, d + 16]`. Part 0 takes the others' sums.
+    waiting: &'a mut [f32],
+    angles: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let d = self.out.len();
+        let soft = |part: &[f32]| Soft { top: part[d], sum: part[d + 1] };
+        let (first, rest) = self.waiting.split_at_mut(d + LANES);
+        let mut all = soft(first);
+        rest.chunks_exact(d + LANES).for_each(|part| all.merge(s, &mut first[..d], soft(part), &part[..d]));
+        finish(&first[..d], all, self.angles, self.out);
     }
 }
 
@@ -217,7 +316,25 @@ fn decode<S: Simd>(s: S, shape: RowShape, stored: &[u8], key: &mut [f32]) {
     unsafe { decode_attention(s, stored.as_ptr(), shape, key.as_mut_ptr()) }
 }
 
-/// All rows of a segment: q and out `[n, H·d]`, angles `[n, r]`.
+/// f32 that the parts of `n` rows wait in, where they are shared out: 0 where they are not.
+fn waiting(pool: &Pool, heads: usize, d: usize, n: usize, parts: usize) -> usize {
+    let size = n * parts * heads * (d + LANES);
+    if n <= 2 * pool.threads() && parts > 1 && size <= WAITING { size } else { 0 }
+}
+
+/// f32 that [`attend`] wants for a segment's rows.
+pub(crate) fn waiting_of(pool: &Pool, segment: &Segment<'_>, n: usize) -> usize {
+    waiting(pool, segment.heads, segment.row.width, n, segment.parts(0..n))
+}
+
+/// Bytes that [`attend`] wants for up to `n` rows that see up to `entries` compressed entries.
+pub(crate) fn scratch_bytes(pool: &Pool, heads: usize, d: usize, n: usize, entries: usize) -> usize {
+    let size = n.min(2 * pool.threads()) * (1 + entries.div_ceil(PART)) * heads * (d + LANES);
+    size.min(WAITING) * 4
+}
+
+/// All rows of a segment: q and out `[n, H·d]`, angles `[n, r]`. `wait` is scratch of [`waiting_of`] f32.
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn attend(
     isa: Isa,
     pool: &Pool,
@@ -225,21 +342,40 @@ pub(crate) fn attend(
     segment: Segment<'_>,
     q: &[f32],
     angles: &[f32],
+    wait: &mut [f32],
     out: &mut [f32],
 ) {
-    let (heads, d) = (segment.heads, segment.row.width);
+    let (heads, d, r) = (segment.heads, segment.row.width, segment.row.rope);
     let n = q.len() / (heads * d);
-    // Share decoded keys among rows as far as the accumulators stay small; split heads where rows are few.
+    // Share decoded keys among rows as far as the accumulators stay small.
     let rows = (TASK / (heads * d)).clamp(1, ROWS).min(n);
     let row_tasks = n.div_ceil(rows);
-    let head_tasks = if row_tasks >= 2 * pool.threads() { 1 } else { pool.threads().min(heads) };
-    let heads_each = heads.div_ceil(head_tasks);
+    let parts = if wait.is_empty() { 1 } else { segment.parts(0..n) };
+    // Where rows are few, share out their parts, and then the heads, which all decode the same keys.
+    let (units, busy) = (row_tasks * parts, 2 * pool.threads());
+    let heads_each = if units >= busy { heads } else { heads.div_ceil(busy.div_ceil(units)) };
     let head_tasks = heads.div_ceil(heads_each);
-    let out = Output::new(out);
-    pool.each(row_tasks * head_tasks, |task| {
-        let (i, j) = (task / head_tasks, task % head_tasks);
-        let rows = i * rows..((i + 1) * rows).min(n);
+    let (out, waits) = (Output::new(out), Output::new(wait));
+    pool.each(units * head_tasks, |i| {
+        let (unit, j) = (i / head_tasks, i % head_tasks);
+        let (part, rows_task) = (unit / row_tasks, unit % row_tasks);
+        let rows = rows_task * rows..((rows_task + 1) * rows).min(n);
         let heads = j * heads_each..((j + 1) * heads_each).min(heads);
-        isa.run(Task { segment, q, profile, rows, heads, angles, out: &out });
+        let what =
+            if parts == 1 { What::All { angles, out: &out } } else { What::One { part, parts, waiting: &waits } };
+        isa.run(Task { segment, q, profile, rows, heads, what });
+    });
+    if parts == 1 {
+        return;
+    }
+    let each = parts * (d + LANES);
+    pool.ranges(n * heads, 1, 2, |cells| {
+        for cell in cells {
+            let row = cell / heads;
+            // SAFETY: cells are disjoint.
+            let (waiting, out) =
+                unsafe { (waits.slice(cell * each..(cell + 1) * each), out.slice(cell * d..(cell + 1) * d)) };
+            isa.run(Merge { waiting, angles: &angles[row * r..(row + 1) * r], out });
+        }
     });
 }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::math::{exp_f32, exp_lanes};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, load_part, store_part};
 
 /// Keys decoded and weighed together.
 pub(super) const TILE: usize = 32;
@@ -120,6 +120,37 @@ pub(super) struct Soft {
     pub sum: f32,
 }
 
+impl Soft {
+    /// No keys yet, not even the sink.
+    pub(super) const NOTHING: Soft = Soft { top: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Whether no key was seen.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.top == f32::NEG_INFINITY && self.sum == 0.0
+    }
+
+    /// Adds what later keys came to: `acc` and `more` are `[d]`.
+    #[inline(always)]
+    pub(super) fn merge<S: Simd>(&mut self, s: S, acc: &mut [f32], later: Soft, more: &[f32]) {
+        if later.is_nothing() {
+            return;
+        }
+        let (top, keep, take) = match later.top > self.top {
+            true => (later.top, exp_f32(self.top - later.top), 1.0),
+            false => (self.top, 1.0, exp_f32(later.top - self.top)),
+        };
+        *self = Soft { top, sum: self.sum.mul_add(keep, later.sum * take) };
+        let (keep, take) = (s.splat(keep), s.splat(take));
+        for (acc, more) in acc.chunks_exact_mut(LANES).zip(more.chunks_exact(LANES)) {
+            // SAFETY: sixteen of each.
+            unsafe {
+                let kept = s.mul(s.load(acc.as_ptr()), keep);
+                s.store(acc.as_mut_ptr(), s.fma(s.load(more.as_ptr()), take, kept));
+            }
+        }
+    }
+}
+
 /// What the heads of one row make of a tile.
 #[derive(Default)]
 pub(super) struct Heads {
@@ -129,10 +160,13 @@ pub(super) struct Heads {
     couples: Vec<f32>,
     /// What each head's sums so far are multiplied by.
     keep: Vec<f32>,
+    /// The sum of each head's new weights.
+    new: Vec<f32>,
 }
 
 impl Heads {
-    /// Adds keys `live` to the sums of some heads: q as [`round`] leaves it, acc `[heads, d]`, soft `[heads]`.
+    /// Adds keys `live` to the sums of some heads: q as [`round`] leaves it, acc `[heads, d]`, soft `[heads]`. If `fresh`, there
+    /// are no sums yet, and acc holds anything.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     pub(super) fn add<S: Simd>(
@@ -142,28 +176,30 @@ impl Heads {
         q: &[f32],
         keys: &Keys,
         live: Range<usize>,
+        fresh: bool,
         soft: &mut [Soft],
         acc: &mut [f32],
     ) {
         self.weights.resize(soft.len() * TILE, 0.0);
         self.keep.resize(soft.len(), 0.0);
+        self.new.resize(soft.len(), 0.0);
         let rounded = arithmetic != Arithmetic::Exact;
         if arithmetic == Arithmetic::Paired {
             self.logits::<S, 4, true>(s, q, keys, &live);
             self.soften(s, rounded, keys.width, &live, soft);
-            self.rescale(s, rounded, acc);
+            self.rescale(s, rounded, fresh, acc);
             self.pair_up();
-            self.values::<S, 4, 4, true>(s, keys, live, acc);
+            self.values::<S, 4, 4, true>(s, keys, live, fresh, acc);
         } else if S::WIDE {
             self.logits::<S, 4, false>(s, q, keys, &live);
             self.soften(s, rounded, keys.width, &live, soft);
-            self.rescale(s, rounded, acc);
-            self.values::<S, 4, 4, false>(s, keys, live, acc);
+            self.rescale(s, rounded, fresh, acc);
+            self.values::<S, 4, 4, false>(s, keys, live, fresh, acc);
         } else {
             self.logits::<S, 2, false>(s, q, keys, &live);
             self.soften(s, rounded, keys.width, &live, soft);
-            self.rescale(s, rounded, acc);
-            self.values::<S, 3, 2, false>(s, keys, live, acc);
+            self.rescale(s, rounded, fresh, acc);
+            self.values::<S, 3, 2, false>(s, keys, live, fresh, acc);
         }
     }
 
@@ -227,7 +263,8 @@ impl Heads {
     #[inline(always)]
     fn soften<S: Simd>(&mut self, s: S, rounded: bool, d: usize, live: &Range<usize>, soft: &mut [Soft]) {
         let scale = 1.0 / (d as f32).sqrt();
-        for ((weights, keep), soft) in self.weights.chunks_exact_mut(TILE).zip(&mut self.keep).zip(soft) {
+        let each = self.weights.chunks_exact_mut(TILE).zip(&mut self.keep).zip(&mut self.new);
+        for (((weights, keep), new), soft) in each.zip(soft.iter_mut()) {
             weights[..live.start].fill(f32::NEG_INFINITY);
             weights[live.end..].fill(f32::NEG_INFINITY);
             let mut top = soft.top;
@@ -245,14 +282,25 @@ impl Heads {
                     sum = s.add(sum, w);
                 }
             }
-            *keep = exp_f32(soft.top - top);
-            *soft = Soft { top, sum: soft.sum.mul_add(*keep, s.sum(sum)) };
+            *keep = soft.top - top;
+            (soft.top, *new) = (top, s.sum(sum));
+        }
+        for at in (0..self.keep.len()).step_by(LANES) {
+            let (p, n) = (self.keep[at..].as_mut_ptr(), self.keep.len() - at);
+            // SAFETY: n values from p on.
+            unsafe { store_part(s, p, n, exp_lanes(s, load_part(s, p, n))) };
+        }
+        for ((soft, keep), new) in soft.iter_mut().zip(&self.keep).zip(&self.new) {
+            soft.sum = soft.sum.mul_add(*keep, *new);
         }
     }
 
     /// `acc = acc · keep`.
     #[inline(always)]
-    fn rescale<S: Simd>(&self, s: S, rounded: bool, acc: &mut [f32]) {
+    fn rescale<S: Simd>(&self, s: S, rounded: bool, fresh: bool, acc: &mut [f32]) {
+        if fresh {
+            return;
+        }
         let d = acc.len() / self.keep.len();
         for (acc, &keep) in acc.chunks_exact_mut(d).zip(&self.keep) {
             // Most tiles have no larger logit.
@@ -290,6 +338,7 @@ impl Heads {
         s: S,
         keys: &Keys,
         live: Range<usize>,
+        fresh: bool,
         acc: &mut [f32],
     ) {
         let (d, heads) = (keys.width, self.keep.len());
@@ -303,10 +352,10 @@ impl Heads {
             while h < heads {
                 let steps = steps.clone();
                 match (wide, h + R <= heads) {
-                    (true, true) => self.sums::<S, R, N, PAIRED>(s, keys, steps, acc, h, at),
-                    (true, false) => self.sums::<S, 1, N, PAIRED>(s, keys, steps, acc, h, at),
-                    (false, true) => self.sums::<S, R, 1, PAIRED>(s, keys, steps, acc, h, at),
-                    (false, false) => self.sums::<S, 1, 1, PAIRED>(s, keys, steps, acc, h, at),
+                    (true, true) => self.sums::<S, R, N, PAIRED>(s, keys, steps, fresh, acc, h, at),
+                    (true, false) => self.sums::<S, 1, N, PAIRED>(s, keys, steps, fresh, acc, h, at),
+                    (false, true) => self.sums::<S, R, 1, PAIRED>(s, keys, steps, fresh, acc, h, at),
+                    (false, false) => self.sums::<S, 1, 1, PAIRED>(s, keys, steps, fresh, acc, h, at),
                 }
                 h += if h + R <= heads { R } else { 1 };
             }
@@ -315,11 +364,13 @@ impl Heads {
     }
 
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     fn sums<S: Simd, const R: usize, const N: usize, const PAIRED: bool>(
         &self,
         s: S,
         keys: &Keys,
         steps: Range<usize>,
+        fresh: bool,
         acc: &mut [f32],
         h: usize,
         at: usize,
@@ -334,9 +385,11 @@ impl Heads {
         // SAFETY: by the slices and the assertion.
         unsafe {
             let mut sums = [[s.splat(0.0); N]; R];
-            for a in 0..R {
-                for b in 0..N {
-                    sums[a][b] = s.load(acc.as_ptr().add(a * d + at + b * LANES));
+            if !fresh {
+                for a in 0..R {
+                    for b in 0..N {
+                        sums[a][b] = s.load(acc.as_ptr().add(a * d + at + b * LANES));
+                    }
                 }
             }
             for j in steps {

@@ -10,6 +10,7 @@ mod top;
 mod tests;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ops::rows::{FP4_BLOCK, hadamard, index_integers, rotate};
 use crate::pool::{Output, Pool};
@@ -98,17 +99,18 @@ impl Queries {
 /// Scores of some rows against some entries, into each row's best.
 struct Score<'a> {
     queries: &'a Queries,
-    width: usize,
     keys: Keys<'a>,
     rows: Range<usize>,
     /// Entries visible to a row end here.
     visible: &'a (dyn Fn(usize) -> usize + Sync),
     entries: Range<usize>,
     tops: &'a mut [Top],
+    /// Each row's largest threshold, where other tasks have parts of the same rows: what one has found spares the others.
+    thresholds: &'a [AtomicU64],
 }
 
 /// Keys of a tile, for each sixteen entries and each group of dims: `[16 entries][16]` codes as stored, `[8][16 entries][4]`
-/// biased integers, and `[16 entries]` scales, as stored and as f32, halved.
+/// biased integers, and `[16 entries]` scales as f32, halved; as stored, those are by entry.
 struct Decoded {
     codes: Vec<u8>,
     keys: Vec<u8>,
@@ -120,34 +122,48 @@ impl Score<'_> {
     /// Decodes the keys of entries `[from, from + count)`.
     #[inline(always)]
     fn decode<S: Simd>(&self, s: S, from: usize, count: usize, out: &mut Decoded) {
-        let (row, codes) = (index_row_bytes(self.width), self.width / 2);
-        let groups = self.queries.groups;
-        let (mut page, mut at) = (from / self.keys.per_page, from % self.keys.per_page);
-        for i in 0..count {
-            let start = self.keys.offset + at * row;
-            let (stored, exponents) = self.keys.pages[page][start..start + row].split_at(codes);
-            at += 1;
-            if at == self.keys.per_page {
-                (page, at) = (page + 1, 0);
-            }
-            let sixteen = i / LANES * groups;
-            // Where spreading finds lane i.
-            let place = lane_of_group(i % LANES);
-            for (group, codes) in stored.chunks_exact(FP4_BLOCK / 2).enumerate() {
-                let to = ((sixteen + group) * LANES + place) * (FP4_BLOCK / 2);
-                out.codes[to..to + FP4_BLOCK / 2].copy_from_slice(codes);
-            }
-            for (group, &e) in exponents.iter().enumerate() {
-                out.exponents[(sixteen + group) * LANES + i % LANES] = e;
-            }
-        }
-        for (scale, &e) in out.scales.iter_mut().zip(&out.exponents) {
-            *scale = 0.5 * f32::from_bits(u32::from(e) << 23);
+        // The released models' number is worth code of its own.
+        match self.queries.groups {
+            4 => self.gather(from, count, 4, out),
+            groups => self.gather(from, count, groups, out),
         }
         let cells = out.codes.chunks_exact(LANES * FP4_BLOCK / 2).zip(out.keys.chunks_exact_mut(LANES * FP4_BLOCK));
-        for (codes, keys) in cells.take(count.div_ceil(LANES) * groups) {
+        for (codes, keys) in cells.take(count.div_ceil(LANES) * self.queries.groups) {
             // SAFETY: 256 and 512 bytes.
             unsafe { s.spread_fp4(codes.as_ptr(), keys.as_mut_ptr()) };
+        }
+    }
+
+    /// The codes and scales of those keys, each to its lane.
+    #[inline(always)]
+    fn gather(&self, from: usize, count: usize, groups: usize, out: &mut Decoded) {
+        const CODES: usize = FP4_BLOCK / 2;
+        let row = index_row_bytes(groups * FP4_BLOCK);
+        let (mut page, mut at, mut i) = (from / self.keys.per_page, from % self.keys.per_page, 0);
+        while i < count {
+            // As many as the page has.
+            let some = (count - i).min(self.keys.per_page - at);
+            let stored = &self.keys.pages[page][self.keys.offset + at * row..][..some * row];
+            for stored in stored.chunks_exact(row) {
+                let (sixteen, lane) = (i / LANES * LANES * groups, i % LANES);
+                let codes = &mut out.codes[sixteen * CODES..][..LANES * groups * CODES];
+                for group in 0..groups {
+                    // Where spreading finds the lane.
+                    let to = (group * LANES + lane_of_group(lane)) * CODES;
+                    codes[to..to + CODES].copy_from_slice(&stored[group * CODES..(group + 1) * CODES]);
+                }
+                out.exponents[sixteen + lane * groups..][..groups].copy_from_slice(&stored[groups * CODES..]);
+                i += 1;
+            }
+            (page, at) = (page + 1, 0);
+        }
+        let all = out.scales.chunks_exact_mut(LANES * groups).zip(out.exponents.chunks_exact(LANES * groups));
+        for (scales, exponents) in all.take(count.div_ceil(LANES)) {
+            for (group, scales) in scales.chunks_exact_mut(LANES).enumerate() {
+                for (lane, scale) in scales.iter_mut().enumerate() {
+                    *scale = 0.5 * f32::from_bits(u32::from(exponents[lane * groups + group]) << 23);
+                }
+            }
         }
     }
 
@@ -234,6 +250,9 @@ impl Score<'_> {
             let count = TILE.min(self.entries.end - from);
             self.decode(s, from, count, &mut tile);
             for (top, row) in tops.iter_mut().zip(self.rows.clone()) {
+                if let Some(threshold) = self.thresholds.get(row) {
+                    top.raise(threshold.fetch_max(top.threshold(), Ordering::Relaxed));
+                }
                 let live = count.min((self.visible)(row).saturating_sub(from));
                 for first in (0..live).step_by(LANES) {
                     let keys = &tile.keys[first * groups * FP4_BLOCK..];
@@ -325,6 +344,7 @@ pub(crate) fn select(
     let stretch = visible(n - 1).div_ceil(stretches).next_multiple_of(TILE);
     let mut tops: Vec<Top> = (0..row_tasks * together * stretches).map(|_| Top::new(keep)).collect();
     let all = Output::new(&mut tops);
+    let thresholds: Vec<AtomicU64> = (0..if stretches > 1 { n } else { 0 }).map(|_| AtomicU64::new(0)).collect();
     pool.each(row_tasks * stretches, |task| {
         let (rows, part) = (task / stretches, task % stretches);
         let rows = easy + rows * together..(easy + (rows + 1) * together).min(n);
@@ -332,7 +352,8 @@ pub(crate) fn select(
         // SAFETY: every task has its own.
         let tops = unsafe { all.slice(task * together..(task + 1) * together) };
         let entries = (part * stretch).min(end)..end;
-        isa.run(Score { queries: &queries, width: shape.width, keys, rows, visible: &visible, entries, tops });
+        let thresholds = &thresholds[..];
+        isa.run(Score { queries: &queries, keys, rows, visible: &visible, entries, tops, thresholds });
     });
     let all = Output::new(&mut tops);
     pool.ranges(hard, 4, 2, |rows| {

@@ -60,6 +60,20 @@ impl Top {
         self.least
     }
 
+    /// Nothing at or below this can be among the best any more.
+    pub(super) fn threshold(&self) -> u64 {
+        self.threshold
+    }
+
+    /// What another part of the same stream found, its [`Top::threshold`]. Merge both into a new one: the threshold itself is
+    /// the other's.
+    pub(super) fn raise(&mut self, threshold: u64) {
+        if threshold > self.threshold {
+            self.threshold = threshold;
+            self.least = score(threshold);
+        }
+    }
+
     pub(super) fn merge(&mut self, other: &Top) {
         other.candidates.iter().for_each(|&key| self.push_key(key));
     }
@@ -89,9 +103,14 @@ mod tests {
             let mut halves = [Top::new(keep), Top::new(keep)];
             for (i, &score) in scores.iter().enumerate() {
                 halves[usize::from(i >= cut)].push(score, i as u32);
+                // Parts of a stream may tell each other.
+                if i % 3 == 0 {
+                    let known = halves[0].threshold().max(halves[1].threshold());
+                    halves.iter_mut().for_each(|half| half.raise(known));
+                }
             }
-            let [mut all, second] = halves;
-            all.merge(&second);
+            let mut all = Top::new(keep);
+            halves.iter().for_each(|half| all.merge(half));
             let mut want: Vec<u32> = (0..scores.len() as u32).collect();
             let value = |i: u32| if scores[i as usize].is_nan() { f32::NEG_INFINITY } else { scores[i as usize] };
             want.sort_by(|&a, &b| value(b).partial_cmp(&value(a)).unwrap());
