@@ -65,6 +65,9 @@ pub(crate) fn map(path: &Path) -> Result<Bytes, Error> {
     // SAFETY: the map is only read. A file that others change gives other bytes, which no code here relies on for
     // memory safety; one that shrinks raises SIGBUS, which `handle` reports.
     let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+    // Where the file system has large folios, pages that are read from now on come two megabytes at a time, and are mapped so.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
     install();
     let entry = register(map.as_ptr() as usize, map.len(), path);
     Ok(Bytes::from_owner(Mapping { map, entry }))

@@ -14,6 +14,10 @@ use crate::{Error, Reservation, Share};
 /// otherwise keep a heap's holes from being used or given back.
 const MAPPED: usize = 64 << 10;
 
+/// Bytes of a huge page.
+#[cfg(target_os = "linux")]
+const HUGE: usize = 2 << 20;
+
 /// Memory of the CPU device: bytes of its own, or a read-only view of somebody else's (a mapped file).
 pub struct Buffer(Storage);
 
@@ -45,6 +49,11 @@ impl Buffer {
     pub(crate) fn zeroed(len: usize, reservation: Reservation) -> Result<Self, Error> {
         if reservation.share() == Share::State && len >= MAPPED {
             let map = MmapMut::map_anon(len).map_err(|source| Error::Map { bytes: len as u64, source })?;
+            // A wish; and what is smaller than a huge page cannot have one.
+            #[cfg(target_os = "linux")]
+            if len >= HUGE {
+                let _ = map.advise(memmap2::Advice::HugePage);
+            }
             return Ok(Buffer(Storage::Mapped { map, _reservation: reservation }));
         }
         let start = if len == 0 { NonNull::<u128>::dangling().cast() } else { scratch::allocate(len) };

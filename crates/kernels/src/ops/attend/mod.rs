@@ -25,6 +25,10 @@ use tile::{Arithmetic, Heads, Keys, Soft, TILE, round};
 
 /// Compressed entries of a part.
 const PART: usize = 16 * TILE;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// How many chosen rows ahead memory is asked for.
+const SOON: usize = 8;
 /// f32 of accumulators that a task keeps at most, to stay in a core's cache.
 const TASK: usize = 32 * 1024;
 /// Rows that share decoded keys at most.
@@ -208,8 +212,13 @@ impl Task<'_> {
                 for row in self.rows.clone() {
                     let end = self.segment.visible(row);
                     let chosen = &entries[row * keep..][first.min(end)..(first + PART).min(end)];
-                    for tile in chosen.chunks(TILE) {
+                    for (i, tile) in chosen.chunks(TILE).enumerate() {
                         for (j, &entry) in tile.iter().enumerate() {
+                            // Chosen rows lie anywhere, where no CPU foresees them.
+                            if let Some(&later) = chosen.get(i * TILE + j + SOON) {
+                                let row = stored.row(later as usize, bytes);
+                                row.chunks(LINE).for_each(|line| s.prefetch(line.as_ptr()));
+                            }
                             decode(s, shape, stored.row(entry as usize, bytes), scratch.keys.slot(j));
                         }
                         if paired {
