@@ -179,7 +179,7 @@ impl Bench<'_> {
         let mut runs = Vec::new();
         // The first run warms caches and brings the weights in.
         for warm in (0..=self.args.runs).map(|run| run > 0) {
-            let peaks = warm.then(|| model.device().peaks());
+            let peaks = if warm { Some(model.device().peaks()?) } else { None };
             // What the probe held is no part of the run.
             forget_peak();
             let mut state = model.fork(base)?;

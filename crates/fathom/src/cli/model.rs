@@ -38,7 +38,7 @@ pub struct Options {
     /// Threads [default: one for each core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Instruction set: plain, avx2, avx512, neon [default: the best this CPU has]
+    /// Instruction set: plain, avx2, avx512, avx512-bf16, neon [default: the best this CPU has]
     #[arg(long)]
     pub isa: Option<String>,
     /// Numeric profile: native or exact

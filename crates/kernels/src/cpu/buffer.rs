@@ -31,7 +31,7 @@ enum Storage {
     },
     Mapped {
         map: MmapMut,
-        _reservation: Reservation,
+        _reservation: Option<Reservation>,
     },
     Shared(Bytes),
 }
@@ -41,6 +41,17 @@ unsafe impl Send for Buffer {}
 // SAFETY: as above; a shared borrow only reads.
 unsafe impl Sync for Buffer {}
 
+/// Zeroed memory from the system, in huge pages if it likes.
+fn map(len: usize) -> Result<MmapMut, Error> {
+    let map = MmapMut::map_anon(len).map_err(|source| Error::Map { bytes: len as u64, source })?;
+    // What is smaller than a huge page cannot have one.
+    #[cfg(target_os = "linux")]
+    if len >= HUGE {
+        let _ = map.advise(memmap2::Advice::HugePage);
+    }
+    Ok(map)
+}
+
 impl Buffer {
     pub(crate) fn shared(bytes: Bytes) -> Self {
         Buffer(Storage::Shared(bytes))
@@ -48,16 +59,15 @@ impl Buffer {
 
     pub(crate) fn zeroed(len: usize, reservation: Reservation) -> Result<Self, Error> {
         if reservation.share() == Share::State && len >= MAPPED {
-            let map = MmapMut::map_anon(len).map_err(|source| Error::Map { bytes: len as u64, source })?;
-            // A wish; and what is smaller than a huge page cannot have one.
-            #[cfg(target_os = "linux")]
-            if len >= HUGE {
-                let _ = map.advise(memmap2::Advice::HugePage);
-            }
-            return Ok(Buffer(Storage::Mapped { map, _reservation: reservation }));
+            return Ok(Buffer(Storage::Mapped { map: map(len)?, _reservation: Some(reservation) }));
         }
         let start = if len == 0 { NonNull::<u128>::dangling().cast() } else { scratch::allocate(len) };
         Ok(Buffer(Storage::Owned { start, len, reservation: Some(reservation), home: None }))
+    }
+
+    /// Zeroed memory that no ledger counts, for as long as a measurement takes.
+    pub(super) fn probe(len: usize) -> Result<Self, Error> {
+        Ok(Buffer(Storage::Mapped { map: map(len)?, _reservation: None }))
     }
 
     /// Scratch, which holds anything.

@@ -24,7 +24,7 @@ use scratch::Scratch;
 pub struct CpuOptions {
     /// Threads; one for each core where not said.
     pub threads: Option<usize>,
-    /// `plain`, `avx2`, `avx512` or `neon`; the best this CPU has where not said.
+    /// `plain`, `avx2`, `avx512`, `avx512-bf16` or `neon`; the best this CPU has where not said.
     pub isa: Option<String>,
     /// The numeric recipe.
     pub profile: Profile,

@@ -3,8 +3,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use crate::Cpu;
 use crate::simd::{Kernel, LANES, Simd};
+use crate::{Buffer, Cpu, Error};
 
 /// The best of a few short measurements, all threads together.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,8 +77,13 @@ impl Kernel for Integers {
 
 impl Cpu {
     /// Measures this machine, for about a second.
-    pub fn peaks(&self) -> Peaks {
-        let memory = vec![1.0f32; BYTES / 4];
+    ///
+    /// # Errors
+    /// [`Error::Map`]: the system has no memory to read.
+    pub fn peaks(&self) -> Result<Peaks, Error> {
+        let mut memory = Buffer::probe(BYTES)?;
+        memory.f32_mut().fill(1.0);
+        let memory = memory.f32();
         let threads = self.threads();
         let best = |work: &(dyn Fn(usize) -> f64 + Sync)| {
             let run = |_| {
@@ -94,7 +99,7 @@ impl Cpu {
             (0..RUNS).map(run).fold(0.0, f64::max)
         };
         let part = memory.len() / threads;
-        Peaks {
+        Ok(Peaks {
             read_bytes: best(&|i| {
                 let part = &memory[i * part..(i + 1) * part];
                 black_box(self.isa.run(Read(part)));
@@ -102,6 +107,6 @@ impl Cpu {
             }),
             f32_flops: best(&|_| self.isa.run(Multiply(2_000_000))),
             int8_ops: best(&|_| self.isa.run(Integers(2_000_000))),
-        }
+        })
     }
 }
