@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::decode::{FP8_BLOCK, panel, row};
-use super::{INPUTS, Place, ROWS};
+use super::{INPUTS, Place, rows_of_many};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Buffer, Matrix};
 
@@ -40,7 +40,7 @@ struct Line([f32; LANES]);
 struct Scratch {
     panel: Vec<Line>,
     inputs: Vec<Line>,
-    /// `[ROWS · INPUTS]`, a tile's together.
+    /// `[rows · inputs]`, a tile's together.
     lanes: Vec<Line>,
 }
 
@@ -59,9 +59,7 @@ impl Kernel for Gemm<'_> {
     fn run<S: Simd>(self, s: S) {
         // Taken out, not borrowed: a closure would not have the instruction set's features.
         let mut scratch = SCRATCH.take();
-        scratch.panel.resize((ROWS + 4) * STEPS, Line([0.0; LANES]));
         scratch.inputs.resize(PACKED * STEPS, Line([0.0; LANES]));
-        scratch.lanes.resize((ROWS + 4) * INPUTS, Line([0.0; LANES]));
         if S::PAIRS && self.round && self.sums_are_normal() {
             self.multiply::<S, 4, 4, PAIRS>(s, &mut scratch)
         } else if S::WIDE {
@@ -84,13 +82,16 @@ impl Gemm<'_> {
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const N: usize, const STEP: usize>(self, s: S, scratch: &mut Scratch) {
         let (rows, cols, n) = (self.rows.len(), self.w.cols, self.picks.len());
-        assert!(rows <= ROWS && n <= INPUTS, "a task's size");
+        assert!(rows <= rows_of_many(cols) && n <= INPUTS, "a task's size");
         let Scratch { panel: w, inputs: x, lanes } = scratch;
+        let zero = Line([0.0; LANES]);
+        w.resize((rows + R) * STEPS.min(cols.div_ceil(STEP)), zero);
+        lanes.resize(if cols > STEPS * STEP { (rows + R) * n } else { 0 }, zero);
         for from in (0..cols).step_by(STEPS * STEP) {
             let steps = STEPS.min((cols - from).div_ceil(STEP));
             let packed = floats(w);
             for (i, r) in self.rows.clone().enumerate() {
-                let out = &mut packed[(i / R * R * STEPS + i % R) * LANES..];
+                let out = &mut packed[(i / R * R * steps + i % R) * LANES..];
                 panel::<S, STEP>(s, self.w.format, row(self.w, r), cols, from, steps, out, R * LANES);
             }
             // Rows after the last one hold what was there before; their sums go nowhere.
@@ -187,8 +188,11 @@ impl Tiles<'_> {
         lanes: &mut [Line],
         out: Place<'_>,
     ) {
-        let (w, x) = (&self.w[r * STEPS..][..R * self.steps], &self.x[i * STEPS..][..N * self.steps]);
-        let lanes = &mut lanes[r * self.n + (self.first + i) * R..][..R * N];
+        let (w, x) = (&self.w[r * self.steps..][..R * self.steps], &self.x[i * STEPS..][..N * self.steps]);
+        let lanes = match self.start && self.end {
+            true => &mut [],
+            false => &mut lanes[r * self.n + (self.first + i) * R..][..R * N],
+        };
         let mut sums = [[s.splat(0.0); N]; R];
         // SAFETY: a line is sixteen f32, and there are as many as the loops go over: see the slices.
         unsafe {

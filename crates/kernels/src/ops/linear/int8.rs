@@ -18,8 +18,8 @@ use crate::{Buffer, Matrix};
 /// Columns multiplied at once.
 const BLOCK: usize = 512;
 const GROUP: usize = 32;
-/// Inputs that some rows are multiplied with before the next rows come: they stay in the second cache.
-const TOGETHER: usize = 48;
+/// Bytes of the inputs that some rows are multiplied with before the next rows come: they stay in the second cache.
+const TOGETHER: usize = 256 << 10;
 /// Groups of a block.
 const GROUPS: usize = BLOCK / GROUP;
 
@@ -131,8 +131,9 @@ impl Kernel for Product<'_> {
         }
         // Taken out, not borrowed: a closure would not have the instruction set's features.
         let mut spread = SPREAD.take();
-        for (i, picks) in self.picks.chunks(TOGETHER).enumerate() {
-            let out = Place { start: self.out.start + i * TOGETHER * self.out.stride, ..self.out };
+        let together = (TOGETHER / size_of::<Int8Block>() / self.x.width).max(16) / 4 * 4;
+        for (i, picks) in self.picks.chunks(together).enumerate() {
+            let out = Place { start: self.out.start + i * together * self.out.stride, ..self.out };
             let some = Product { rows: self.rows.clone(), picks, out, ..self };
             if S::WIDE { some.all::<S, 4, 4>(s, &mut spread) } else { some.all::<S, 2, 3>(s, &mut spread) }
         }

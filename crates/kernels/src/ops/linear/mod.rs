@@ -22,7 +22,7 @@ use crate::simd::{Isa, Kernel, LANES, Simd, load_part, store_part};
 use crate::{Buffer, Format, Matrix};
 use int8::Quantised;
 
-/// Rows of a matrix that a task multiplies with many inputs.
+/// Rows of a matrix that a task multiplies with many inputs, or [`rows_of_many`].
 pub(crate) const ROWS: usize = 72;
 /// Inputs that a task takes at once.
 pub(crate) const INPUTS: usize = 128;
@@ -146,13 +146,20 @@ pub(crate) fn rows_of_one(pool: &Pool, rows: usize, row_bytes: usize) -> usize {
     rows.div_ceil(pool.threads() * tasks).next_multiple_of(ROWS_OF_ONE)
 }
 
+/// Most rows of such a task: short rows are cheap to keep, and inputs, packed anew for each task, are not.
+pub(crate) fn rows_of_many(cols: usize) -> usize {
+    ROWS * (2048 / cols).clamp(1, 4)
+}
+
 impl Cut {
     /// `total` is how many matrix rows all projections have.
     fn new(pool: &Pool, projection: &Projection<'_>, n: usize, total: usize) -> Self {
         let each = projection.w.rows / projection.groups;
         let (rows, inputs) = match n {
             1 => (rows_of_one(pool, total, projection.w.format.row_bytes(projection.w.cols)), 1),
-            _ => (ROWS, INPUTS),
+            // Not so many that threads go without.
+            _ if total * n.div_ceil(INPUTS) < 8 * pool.threads() * rows_of_many(projection.w.cols) => (ROWS, INPUTS),
+            _ => (rows_of_many(projection.w.cols), INPUTS),
         };
         let (row_tasks, input_tasks) = (each.div_ceil(rows), n.div_ceil(inputs));
         Cut { tasks: projection.groups * row_tasks * input_tasks, rows, row_tasks, inputs, input_tasks }
