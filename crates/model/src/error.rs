@@ -32,6 +32,12 @@ pub enum Error {
     /// A pass over this session failed before.
     #[error("the session's state is broken by an earlier error; start it again")]
     Broken,
+    /// Bytes of a snapshot that are not of this model.
+    #[error("the snapshot at position {position} has not the sizes of this model's state; it is another model's")]
+    Snapshot {
+        /// The position it is said to be of.
+        position: usize,
+    },
     /// Logits that are no numbers.
     #[error(
         "the logits after position {position} are not finite: a weight is damaged or not of this model (download the \

@@ -114,6 +114,38 @@ impl<D: Device> Model<D> {
         state.fork(&self.device, &self.layout)
     }
 
+    /// Positions of a page: what a session has of them never changes once it is full.
+    pub const PAGE: usize = crate::state::PAGE;
+
+    /// Bytes of a session's full page `i`, `i < position / PAGE`: all layers' compressed rows. The same tokens before its end
+    /// give the same bytes, in whatever chunks they came.
+    ///
+    /// # Errors
+    /// The device could not read it.
+    pub fn page(&self, state: &State<D>, i: usize) -> Result<Vec<u8>, Error> {
+        state.page(&self.device, &self.layout, i)
+    }
+
+    /// Bytes of what a session has beside its full pages: windows, frontiers and the open page's rows.
+    ///
+    /// # Errors
+    /// [`Error::Broken`], and the device could not read it.
+    pub fn tail(&self, state: &State<D>) -> Result<Vec<u8>, Error> {
+        state.tail(&self.device, &self.layout)
+    }
+
+    /// The session at `position` whose full pages and tail those are, as [`Model::page`] and [`Model::tail`] gave them. What
+    /// comes out of it then has the bits of the first.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`] for bytes of other sizes, and the ledger has no room for it.
+    pub fn restore(&self, position: usize, pages: &[impl AsRef<[u8]>], tail: &[u8]) -> Result<State<D>, Error> {
+        if position > self.config.max_position_embeddings {
+            return Err(Error::Snapshot { position });
+        }
+        State::restore(&self.device, &self.layout, position, pages, tail)
+    }
+
     /// Bytes of state that a session of `positions` tokens takes: V4.md's table, rounded up to whole pages.
     pub fn state_bytes(&self, positions: usize) -> u64 {
         self.layout.bytes(positions)

@@ -20,12 +20,45 @@ pub(crate) struct LayerOffsets {
     pub index: usize,
 }
 
+/// A layer's rows of one kind in a page.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entries {
+    pub offset: usize,
+    pub ratio: usize,
+    /// Bytes of one.
+    pub row: usize,
+}
+
+/// A stretch of a tail, and where it belongs.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Part {
+    pub place: Place,
+    pub bytes: Range<usize>,
+}
+
+/// A buffer of a session.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Place {
+    /// A layer's ring.
+    Window(usize),
+    /// A layer's frontier.
+    Frontier(usize),
+    /// A layer's indexer's frontier.
+    IndexFrontier(usize),
+    /// The page that is not full.
+    OpenPage,
+}
+
 /// What a page looks like, and what else a session holds.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     pub layers: Vec<LayerOffsets>,
+    /// What those offsets are offsets of, in a page's order.
+    pub entries: Vec<Entries>,
     /// Bytes of a page.
     pub page: usize,
+    /// `sliding_window`.
+    pub window: usize,
     /// For each layer: bytes of the window ring, the frontier and the indexer's frontier.
     pub fixed: Vec<[usize; 3]>,
 }
@@ -34,7 +67,7 @@ impl Layout {
     pub(crate) fn new(config: &Config) -> Self {
         let row = fathom_kernels::RowShape { width: config.head_dim, rope: config.qk_rope_head_dim }.bytes();
         let index = fathom_kernels::index_row_bytes(config.index_head_dim);
-        let (mut layers, mut fixed, mut page) = (Vec::new(), Vec::new(), 0);
+        let (mut layers, mut entries, mut fixed, mut page) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for &ratio in &config.compress_ratios[..config.num_hidden_layers] {
             let mut offsets = LayerOffsets { attention: page, index: 0 };
             // A frontier has (max, sum, accumulator) of each channel, for two sets of channels where ratio is 4.
@@ -43,19 +76,22 @@ impl Layout {
             match ratio {
                 0 => fixed.push([ring, 0, 0]),
                 4 => {
+                    entries.push(Entries { offset: page, ratio, row });
                     page += PAGE / 4 * row;
                     offsets.index = page;
+                    entries.push(Entries { offset: page, ratio, row: index });
                     page += PAGE / 4 * index;
                     fixed.push([ring, frontier(2, config.head_dim), frontier(2, config.index_head_dim)]);
                 }
                 _ => {
+                    entries.push(Entries { offset: page, ratio, row });
                     page += PAGE / ratio * row;
                     fixed.push([ring, frontier(1, config.head_dim), 0]);
                 }
             }
             layers.push(offsets);
         }
-        Layout { layers, page, fixed }
+        Layout { layers, entries, page, window: config.sliding_window, fixed }
     }
 
     /// Entries of a layer with this ratio in a page.
@@ -66,6 +102,24 @@ impl Layout {
     /// The page of a position.
     pub(crate) fn page_of(&self, position: usize) -> usize {
         position / PAGE
+    }
+
+    /// What a session at `position` has beside full pages, in the order in which a tail holds it: for each layer the window's
+    /// rows by slot, the frontier and the indexer's; then for each layer the open page's entries and index keys.
+    pub(crate) fn tail(&self, position: usize) -> Vec<Part> {
+        let mut parts = Vec::new();
+        for (layer, &[window, frontier, index]) in self.fixed.iter().enumerate() {
+            let rows = window / self.window * position.min(self.window);
+            parts.push(Part { place: Place::Window(layer), bytes: 0..rows });
+            parts.push(Part { place: Place::Frontier(layer), bytes: 0..frontier });
+            parts.push(Part { place: Place::IndexFrontier(layer), bytes: 0..index });
+        }
+        let open = position % PAGE;
+        for &Entries { offset, ratio, row } in &self.entries {
+            parts.push(Part { place: Place::OpenPage, bytes: offset..offset + open / ratio * row });
+        }
+        parts.retain(|part| !part.bytes.is_empty());
+        parts
     }
 
     /// Bytes of a session of that many positions.
@@ -146,6 +200,65 @@ impl<D: Device> State<D> {
             self.pages.push(Arc::new(device.alloc(Share::State, layout.page)?));
         }
         Ok(())
+    }
+
+    /// Bytes of full page `i`.
+    pub(crate) fn page(&self, device: &D, layout: &Layout, i: usize) -> Result<Vec<u8>, Error> {
+        assert!(self.whole && i < self.position / PAGE, "a full page");
+        Ok(device.read(&self.pages[i], 0..layout.page)?)
+    }
+
+    /// Bytes of all that full pages do not have: see [`Layout::tail`].
+    pub(crate) fn tail(&self, device: &D, layout: &Layout) -> Result<Vec<u8>, Error> {
+        if !self.whole {
+            return Err(Error::Broken);
+        }
+        let mut tail = Vec::new();
+        for part in layout.tail(self.position) {
+            let from = match part.place {
+                Place::Window(layer) => &self.layers[layer].window,
+                Place::Frontier(layer) => &self.layers[layer].frontier,
+                Place::IndexFrontier(layer) => &self.layers[layer].index_frontier,
+                Place::OpenPage => &self.pages[self.position / PAGE],
+            };
+            tail.extend(device.read(from, part.bytes)?);
+        }
+        Ok(tail)
+    }
+
+    /// The state that had these pages and this tail at `position`.
+    pub(crate) fn restore(
+        device: &D,
+        layout: &Layout,
+        position: usize,
+        pages: &[impl AsRef<[u8]>],
+        tail: &[u8],
+    ) -> Result<Self, Error> {
+        let parts = layout.tail(position);
+        let wanted = [position / PAGE, layout.page, parts.iter().map(|part| part.bytes.len()).sum()];
+        let sizes_differ = pages.iter().any(|page| page.as_ref().len() != layout.page);
+        if pages.len() != wanted[0] || sizes_differ || tail.len() != wanted[2] {
+            return Err(Error::Snapshot { position });
+        }
+        let mut state = State::new(device, layout)?;
+        state.grow(device, layout, position)?;
+        for (from, to) in pages.iter().zip(&mut state.pages) {
+            device.write(Arc::get_mut(to).expect("nobody else has it yet"), 0, from.as_ref())?;
+        }
+        let mut tail = tail;
+        for part in parts {
+            let (bytes, rest) = tail.split_at(part.bytes.len());
+            let to = match part.place {
+                Place::Window(layer) => &mut state.layers[layer].window,
+                Place::Frontier(layer) => &mut state.layers[layer].frontier,
+                Place::IndexFrontier(layer) => &mut state.layers[layer].index_frontier,
+                Place::OpenPage => Arc::get_mut(&mut state.pages[position / PAGE]).expect("nobody else has it yet"),
+            };
+            device.write(to, part.bytes.start, bytes)?;
+            tail = rest;
+        }
+        state.position = position;
+        Ok(state)
     }
 
     /// A session that has seen the same tokens and goes its own way from here: full pages are shared, the rest is copied.

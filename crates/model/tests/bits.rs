@@ -2,7 +2,7 @@
 //! and with any number of threads.
 
 use fathom_kernels::{Cpu, CpuOptions, Device, Profile, Share};
-use fathom_model::{LogitsWanted, Model, Segment};
+use fathom_model::{LogitsWanted, Model, Segment, State};
 use fathom_weights::Checkpoint;
 use fathom_weights::synth::{Random, Synth};
 use proptest::prelude::*;
@@ -90,6 +90,45 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    /// A session that was saved and restored goes on with the bits of one that was not, wherever it was cut and in whatever
+    /// chunks it was read; and what is saved does not depend on those.
+    #[test]
+    fn snapshots(seed: u64, n in prop_oneof![1usize..300, 1000usize..1060, 2040usize..2060], more in 1usize..40) {
+        let checkpoint = Synth::random(seed).checkpoint().unwrap();
+        let mut random = Random::new(seed);
+        let model = model(&checkpoint, Cpu::isas()[0], 2, Profile::Native);
+        let text = tokens(&mut random, checkpoint.config().vocab_size, n + more);
+        let read = |random: &mut Random, text: &[u32], most: usize| {
+            let (mut state, mut at) = (model.new_state().unwrap(), 0);
+            while at < text.len() {
+                let part = &text[at..(at + 1 + random.below(most)).min(text.len())];
+                model.forward(&mut [Segment { state: &mut state, tokens: part, logits: LogitsWanted::None }]).unwrap();
+                at += part.len();
+            }
+            state
+        };
+        let save = |state: &State<Cpu>| {
+            let pages: Vec<Vec<u8>> = (0..n / Model::<Cpu>::PAGE).map(|i| model.page(state, i).unwrap()).collect();
+            (pages, model.tail(state).unwrap())
+        };
+        let mut straight = read(&mut random, &text[..n], 500);
+        let (pages, tail) = save(&straight);
+        let again = read(&mut random, &text[..n], 90);
+        prop_assert!(save(&again) == (pages.clone(), tail.clone()), "the same bytes");
+        let mut restored = model.restore(n, &pages, &tail).unwrap();
+        for token in n..text.len() {
+            let step = |state: &mut State<Cpu>| {
+                let tokens = &text[token..=token];
+                model.forward(&mut [Segment { state, tokens, logits: LogitsWanted::Last }]).unwrap().remove(0)
+            };
+            let bits = |logits: Vec<f32>| logits.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            prop_assert_eq!(bits(step(&mut straight)), bits(step(&mut restored)));
+        }
+        // Other sizes are another model's.
+        prop_assert!(model.restore(n, &pages, &tail[1..]).is_err());
+        prop_assert!(model.restore(n + Model::<Cpu>::PAGE, &pages, &tail).is_err());
+    }
 
     /// A fork and its origin go their own ways, each as if it had been alone; full pages are held once.
     #[test]
