@@ -47,7 +47,9 @@ impl fmt::Display for Release {
 #[derive(Debug)]
 pub struct Checkpoint {
     config: Config,
-    shards: Vec<Shard>,
+    /// BLAKE3 of `config.json`.
+    pub(crate) config_hash: [u8; 32],
+    pub(crate) shards: Vec<Shard>,
     tensors: HashMap<Box<str>, Entry>,
 }
 
@@ -57,13 +59,15 @@ impl Checkpoint {
     /// # Errors
     /// The first thing that is wrong, by name.
     pub fn open(folder: &Path) -> Result<Checkpoint, Error> {
-        let config = Config::parse(&read_json(&folder.join("config.json"), MAX_CONFIG)?)?;
+        let config = read_json(&folder.join("config.json"), MAX_CONFIG)?;
+        let parsed = Config::parse(&config)?;
         let (files, index) = shard_files(folder)?;
         let mut shards = Vec::new();
         for path in files {
-            shards.push(Shard { bytes: mapping::map(&path)?, path });
+            let (bytes, id) = mapping::map(&path)?;
+            shards.push(Shard { path, bytes, id });
         }
-        Checkpoint::new(config, shards, index)
+        Checkpoint::new(parsed, &config, shards, index)
     }
 
     /// A checkpoint from bytes in memory: `config.json` and named shards.
@@ -71,11 +75,12 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn from_memory(config: &[u8], shards: Vec<(String, Bytes)>) -> Result<Checkpoint, Error> {
-        let shards = shards.into_iter().map(|(name, bytes)| Shard { path: name.into(), bytes }).collect();
-        Checkpoint::new(Config::parse(config)?, shards, None)
+        let shards = shards.into_iter().map(|(name, bytes)| Shard { path: name.into(), bytes, id: None }).collect();
+        Checkpoint::new(Config::parse(config)?, config, shards, None)
     }
 
-    fn new(config: Config, shards: Vec<Shard>, index: Option<Index>) -> Result<Checkpoint, Error> {
+    /// `source` is what `config` was parsed from.
+    fn new(config: Config, source: &[u8], shards: Vec<Shard>, index: Option<Index>) -> Result<Checkpoint, Error> {
         let mut tensors: HashMap<Box<str>, Entry> = HashMap::new();
         for (i, shard) in shards.iter().enumerate() {
             for (name, entry) in shard::tensors(i as u32, &shard.path, &shard.bytes)? {
@@ -90,7 +95,8 @@ impl Checkpoint {
         if let Some(index) = index {
             index.check(&shards, &tensors)?;
         }
-        let checkpoint = Checkpoint { config, shards, tensors };
+        let config_hash = *blake3::hash(source).as_bytes();
+        let checkpoint = Checkpoint { config, config_hash, shards, tensors };
         checkpoint.check()?;
         Ok(checkpoint)
     }

@@ -7,6 +7,7 @@
 mod checkpoint;
 mod config;
 mod error;
+mod fingerprint;
 mod layout;
 mod mapping;
 mod names;

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use memmap2::Mmap;
 
 use crate::Error;
+use crate::fingerprint::FileId;
 
 /// A mapping that the handler knows. Entries are never freed; a mapping that ends gives its entry back.
 struct Entry {
@@ -47,11 +48,11 @@ impl Drop for Mapping {
     }
 }
 
-/// Maps a whole file, read-only.
+/// Maps a whole file, read-only, and says which file that was.
 ///
 /// # Errors
 /// [`Error::Read`], and [`Error::File`] where there is nothing to map.
-pub(crate) fn map(path: &Path) -> Result<Bytes, Error> {
+pub(crate) fn map(path: &Path) -> Result<(Bytes, Option<FileId>), Error> {
     let read = |cause| Error::Read { path: path.to_owned(), cause };
     let wrong = |problem: &str| Error::File { path: path.to_owned(), problem: problem.to_owned() };
     // Asked before opening: to open a pipe is to wait for its writer.
@@ -70,7 +71,7 @@ pub(crate) fn map(path: &Path) -> Result<Bytes, Error> {
     let _ = map.advise(memmap2::Advice::HugePage);
     install();
     let entry = register(map.as_ptr() as usize, map.len(), path);
-    Ok(Bytes::from_owner(Mapping { map, entry }))
+    Ok((Bytes::from_owner(Mapping { map, entry }), FileId::of(&file)))
 }
 
 fn register(start: usize, len: usize, path: &Path) -> &'static Entry {
@@ -146,7 +147,7 @@ mod tests {
     #[test]
     fn shrink_in_child() {
         let Ok(path) = std::env::var("FATHOM_TEST_SHRINK") else { return };
-        let bytes = map(Path::new(&path)).unwrap();
+        let (bytes, _) = map(Path::new(&path)).unwrap();
         File::options().write(true).open(&path).unwrap().set_len(1).unwrap();
         println!("{}", bytes[bytes.len() - 1]);
         unreachable!("the byte is gone");

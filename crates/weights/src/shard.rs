@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Error;
+use crate::fingerprint::FileId;
 
 /// The longest header that is read, in bytes, as in the format's own library.
 const MAX_HEADER: u64 = 100_000_000;
@@ -31,6 +32,8 @@ pub(crate) struct Entry {
 pub(crate) struct Shard {
     pub path: PathBuf,
     pub bytes: Bytes,
+    /// Which file that was when it was mapped; none for bytes in memory.
+    pub id: Option<FileId>,
 }
 
 /// Checks the header at the start of a file's bytes: its length, its JSON, that tensors follow one another and end
