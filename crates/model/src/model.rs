@@ -105,13 +105,13 @@ impl<D: Device> Model<D> {
         State::new(&self.device, &self.layout)
     }
 
-    /// A second session that has seen what `state` has and goes its own way from here. Full pages are shared, so it costs
-    /// one page and what does not grow with the context.
+    /// A second session that has seen what `state` has and goes its own way from here. It shares all that there is, at no
+    /// cost; the first pass over one of the two copies the open page and what does not grow with the context.
     ///
     /// # Errors
-    /// [`Error::Broken`], and the ledger has no room for it.
+    /// [`Error::Broken`].
     pub fn fork(&self, state: &State<D>) -> Result<State<D>, Error> {
-        state.fork(&self.device, &self.layout)
+        state.fork()
     }
 
     /// Positions of a page: what a session has of them never changes once it is full.
@@ -222,7 +222,7 @@ impl<D: Device> Model<D> {
         for segment in segments.iter_mut() {
             let start = segment.state.position;
             let end = start + segment.tokens.len();
-            segment.state.grow(&self.device, &self.layout, end)?;
+            segment.state.prepare(&self.device, &self.layout, end)?;
             segment.state.whole = false;
             spans.push(Span { rows: tokens.len()..tokens.len() + segment.tokens.len(), start });
             tokens.extend_from_slice(segment.tokens);

@@ -162,17 +162,17 @@ impl<D: Device> LayerState<D> {
 /// Those of a session's `pages` that a pass over `positions` writes to.
 pub(crate) fn open_pages<B>(pages: &mut [Arc<B>], positions: Range<usize>) -> Vec<&mut B> {
     let open = pages[positions.start / PAGE..positions.end.div_ceil(PAGE)].iter_mut();
-    open.map(|page| Arc::get_mut(page).expect("only full pages are shared")).collect()
+    open.map(own).collect()
 }
 
 /// What the model remembers of a session's tokens.
 #[derive(Debug)]
 pub struct State<D: Device> {
     pub(crate) position: usize,
-    /// Compressed rows of all layers, each page [`PAGE`] positions. Full pages never change and may be shared with forks;
-    /// the open one has one owner.
+    /// Compressed rows of all layers, each page [`PAGE`] positions. Full pages never change. All may be shared with forks;
+    /// who writes to one has copied it before: see [`State::prepare`].
     pub(crate) pages: Vec<Arc<D::Buffer>>,
-    pub(crate) layers: Vec<LayerState<D>>,
+    pub(crate) layers: Vec<Arc<LayerState<D>>>,
     /// False while a pass is under way, and for good after one that failed.
     pub(crate) whole: bool,
 }
@@ -180,11 +180,11 @@ pub struct State<D: Device> {
 impl<D: Device> State<D> {
     pub(crate) fn new(device: &D, layout: &Layout) -> Result<Self, Error> {
         let layers = layout.fixed.iter().map(|&[window, frontier, index_frontier]| {
-            Ok(LayerState {
+            Ok(Arc::new(LayerState {
                 window: device.alloc(Share::State, window)?,
                 frontier: device.alloc(Share::State, frontier)?,
                 index_frontier: device.alloc(Share::State, index_frontier)?,
-            })
+            }))
         });
         Ok(State { position: 0, pages: Vec::new(), layers: layers.collect::<Result<_, Error>>()?, whole: true })
     }
@@ -194,8 +194,32 @@ impl<D: Device> State<D> {
         self.position
     }
 
-    /// Makes room for positions up to `end`.
-    pub(crate) fn grow(&mut self, device: &D, layout: &Layout, end: usize) -> Result<(), Error> {
+    /// Makes ready for positions up to `end`: makes room, and copies what a pass will write to and a fork has too.
+    pub(crate) fn prepare(&mut self, device: &D, layout: &Layout, end: usize) -> Result<(), Error> {
+        let copy = |from: &D::Buffer, bytes: usize| {
+            let mut to = device.alloc(Share::State, bytes)?;
+            device.copy(from, 0..bytes, &mut to, 0)?;
+            Ok::<_, Error>(to)
+        };
+        for (layer, &[window, frontier, index_frontier]) in self.layers.iter_mut().zip(&layout.fixed) {
+            if Arc::get_mut(layer).is_none() {
+                *layer = Arc::new(LayerState {
+                    window: copy(&layer.window, window)?,
+                    frontier: copy(&layer.frontier, frontier)?,
+                    index_frontier: copy(&layer.index_frontier, index_frontier)?,
+                });
+            }
+        }
+        if !self.position.is_multiple_of(PAGE)
+            && let Some(open) = self.pages.last_mut()
+            && Arc::get_mut(open).is_none()
+        {
+            *open = Arc::new(copy(open, layout.page)?);
+        }
+        self.grow(device, layout, end)
+    }
+
+    fn grow(&mut self, device: &D, layout: &Layout, end: usize) -> Result<(), Error> {
         while self.pages.len() < end.div_ceil(PAGE) {
             self.pages.push(Arc::new(device.alloc(Share::State, layout.page)?));
         }
@@ -243,16 +267,16 @@ impl<D: Device> State<D> {
         let mut state = State::new(device, layout)?;
         state.grow(device, layout, position)?;
         for (from, to) in pages.iter().zip(&mut state.pages) {
-            device.write(Arc::get_mut(to).expect("nobody else has it yet"), 0, from.as_ref())?;
+            device.write(own(to), 0, from.as_ref())?;
         }
         let mut tail = tail;
         for part in parts {
             let (bytes, rest) = tail.split_at(part.bytes.len());
             let to = match part.place {
-                Place::Window(layer) => &mut state.layers[layer].window,
-                Place::Frontier(layer) => &mut state.layers[layer].frontier,
-                Place::IndexFrontier(layer) => &mut state.layers[layer].index_frontier,
-                Place::OpenPage => Arc::get_mut(&mut state.pages[position / PAGE]).expect("nobody else has it yet"),
+                Place::Window(layer) => &mut own(&mut state.layers[layer]).window,
+                Place::Frontier(layer) => &mut own(&mut state.layers[layer]).frontier,
+                Place::IndexFrontier(layer) => &mut own(&mut state.layers[layer]).index_frontier,
+                Place::OpenPage => own(&mut state.pages[position / PAGE]),
             };
             device.write(to, part.bytes.start, bytes)?;
             tail = rest;
@@ -261,27 +285,17 @@ impl<D: Device> State<D> {
         Ok(state)
     }
 
-    /// A session that has seen the same tokens and goes its own way from here: full pages are shared, the rest is copied.
-    pub(crate) fn fork(&self, device: &D, layout: &Layout) -> Result<Self, Error> {
+    /// A session that has seen the same tokens and goes its own way from here. Everything is shared until one of the two goes
+    /// on.
+    pub(crate) fn fork(&self) -> Result<Self, Error> {
         if !self.whole {
             return Err(Error::Broken);
         }
-        let mut fork = State::new(device, layout)?;
-        for ((from, to), &[window, frontier, index_frontier]) in
-            self.layers.iter().zip(&mut fork.layers).zip(&layout.fixed)
-        {
-            device.copy(&from.window, 0..window, &mut to.window, 0)?;
-            device.copy(&from.frontier, 0..frontier, &mut to.frontier, 0)?;
-            device.copy(&from.index_frontier, 0..index_frontier, &mut to.index_frontier, 0)?;
-        }
-        let full = self.position / PAGE;
-        fork.pages.extend(self.pages[..full].iter().cloned());
-        if !self.position.is_multiple_of(PAGE) {
-            let mut open = device.alloc(Share::State, layout.page)?;
-            device.copy(&self.pages[full], 0..layout.page, &mut open, 0)?;
-            fork.pages.push(Arc::new(open));
-        }
-        fork.position = self.position;
-        Ok(fork)
+        Ok(State { position: self.position, pages: self.pages.clone(), layers: self.layers.clone(), whole: true })
     }
+}
+
+/// The buffer `at` is for its owner alone, who is about to write to it.
+pub(crate) fn own<T>(at: &mut Arc<T>) -> &mut T {
+    Arc::get_mut(at).expect("State::prepare has copied what others have too")
 }

@@ -4,7 +4,7 @@ use fathom_kernels::{Array, Compressor, Device, EntryKind, Matrix};
 
 use crate::Error;
 use crate::model::{Segment, Strip};
-use crate::state::{Layout, open_pages};
+use crate::state::{Layout, open_pages, own};
 
 /// A layer's compressor, or its indexer's.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl<D: Device> LayerCompressor<D> {
             let state = &mut *segments[*segment].state;
             let first = layout.page_of(span.start);
             let mut open = open_pages(&mut state.pages, span.start..span.start + span.rows.len());
-            let (offsets, own) = (layout.layers[layer], &mut state.layers[layer]);
+            let (offsets, own) = (layout.layers[layer], own(&mut state.layers[layer]));
             let (frontier, offset) = match self.shape.kind {
                 EntryKind::Attention => (&mut own.frontier, offsets.attention),
                 EntryKind::Index => (&mut own.index_frontier, offsets.index),

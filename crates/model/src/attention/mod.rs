@@ -10,7 +10,7 @@ pub(crate) use indexer::Indexer;
 
 use crate::Error;
 use crate::model::{Batch, Segment, Strip};
-use crate::state::Layout;
+use crate::state::{Layout, own};
 
 /// What a layer attends to beside its window, by `compress_ratios`.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl<D: Device> SelfAttention<D> {
             };
             let ring = &segment.state.layers[layer].window;
             device.attend(&self.shape, &q, turns, span, &rows, ring, &compressed, &mut o)?;
-            segment.state.layers[layer].remember(device, &rows, span, &self.shape)?;
+            own(&mut segment.state.layers[layer]).remember(device, &rows, span, &self.shape)?;
         }
         let z = device.linear_grouped(&o, &self.wo_a, self.groups)?; // [n, G·o_lora]
         Ok(device.linear(&z, &self.wo_b)?)
