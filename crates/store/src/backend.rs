@@ -355,8 +355,7 @@ fn s3(location: &str) -> Result<Arc<dyn ObjectStore>, Error> {
         return Err(wrong("has no bucket; give s3://bucket/prefix".into()));
     }
     // A prefix is found by computing the tokens again sooner than by waiting minutes for a server.
-    let retry =
-        RetryConfig { max_retries: 5, retry_timeout: Duration::from_secs(30), ..RetryConfig::default() };
+    let retry = RetryConfig { max_retries: 5, retry_timeout: Duration::from_secs(30), ..RetryConfig::default() };
     let store = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry).build();
     let store = store.map_err(|e| wrong(format!("{e}; set AWS_ACCESS_KEY_ID and the other AWS_* variables")))?;
     Ok(if prefix.is_empty() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) })

@@ -72,6 +72,9 @@ impl Store {
             let seen = space.refresh()?;
             let sizes = space.shared.backend.list(space.path("objects"))?;
             let sizes = sizes.into_iter().filter_map(|file| Some((Name::from_hex(&file.name)?, file.size))).collect();
+            let manifests = space.shared.backend.list(space.path("manifests"))?;
+            let manifests: HashMap<Id, u64> =
+                manifests.into_iter().filter_map(|file| Some((Id::from_hex(&file.name)?, file.size))).collect();
             let index = lock(&space.index);
             let mut counts = index.references();
             for name in &seen.awaited {
@@ -80,20 +83,22 @@ impl Store {
             for (id, entry) in &index.entries {
                 if !entry.pinned() && !index.in_use.contains_key(id) {
                     let order = (!entry.expired(now), entry.last_use(), *id);
-                    candidates.push((order, all.len(), Arc::clone(&entry.manifest)));
+                    let size = manifests.get(id).copied().unwrap_or(0);
+                    candidates.push((order, all.len(), size, Arc::clone(&entry.manifest)));
                 }
             }
             drop(index);
             all.push(Weighed { space, sizes, counts, gone: Vec::new() });
         }
-        candidates.sort_by_key(|(order, _, _)| *order);
+        candidates.sort_by_key(|(order, ..)| *order);
         let mut freed = 0;
-        for ((_, _, id), at, manifest) in candidates {
+        for ((_, _, id), at, size, manifest) in candidates {
             if freed >= excess {
                 break;
             }
             let weighed = &mut all[at];
             weighed.gone.push(id);
+            freed += size;
             for name in manifest.objects().map(|object| object.name).collect::<HashSet<_>>() {
                 if let Some(count) = weighed.counts.get_mut(&name) {
                     *count -= 1;

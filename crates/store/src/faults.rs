@@ -38,17 +38,17 @@ mod tests {
 
     const FULL: i32 = 28;
 
+    fn new_folder() -> tempfile::TempDir {
+        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    }
+
     fn subject() -> Subject {
         Subject { model: [1; 32], profile: "p".into(), page: 2 }
     }
 
     fn open(folder: &tempfile::TempDir) -> (Store, Namespace) {
-        let options = Options {
-            refresh: Duration::ZERO,
-            grace: Duration::ZERO,
-            abandoned: Duration::ZERO,
-            ..Options::default()
-        };
+        let options =
+            Options { refresh: Duration::ZERO, grace: Duration::ZERO, abandoned: Duration::ZERO, ..Options::default() };
         let store = Store::open(folder.path().to_str().unwrap(), options).unwrap();
         let namespace = store.namespace("a").unwrap();
         (store, namespace)
@@ -75,7 +75,7 @@ mod tests {
     fn a_disk_that_fills_up_at_any_write() {
         let tokens = [1, 2, 3, 4, 5];
         for full_at in 0.. {
-            let folder = tempfile::tempdir().unwrap();
+            let folder = new_folder();
             let (store, namespace) = open(&folder);
             let mut left = full_at;
             faults(&store).set(move |action, _| {
@@ -113,7 +113,7 @@ mod tests {
     fn a_disk_that_fails_at_any_step_of_a_collection() {
         let (one, two) = ([1, 2, 3, 4, 5], [1, 2, 9, 9, 9]);
         for fails_at in 0.. {
-            let folder = tempfile::tempdir().unwrap();
+            let folder = new_folder();
             let (store, namespace) = open(&folder);
             let (one_saved, two_saved) = (save(&namespace, &one).unwrap(), save(&namespace, &two).unwrap());
             let mut left = fails_at;
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_store_that_cannot_be_written_can_be_read() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = new_folder();
         let tokens = [1, 2, 3];
         let (store, namespace) = open(&folder);
         let saved = save(&namespace, &tokens).unwrap();
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_cannot_be_read_now_and_then() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = new_folder();
         let tokens = [1, 2, 3, 4, 5];
         let (store, namespace) = open(&folder);
         let saved = save(&namespace, &tokens).unwrap();

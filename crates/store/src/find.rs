@@ -199,8 +199,9 @@ impl Namespace {
         });
         let longest = matches.filter(|(position, _)| *position > best);
         // The same model before another one, where both are as long.
-        let (position, other) =
-            longest.max_by(|(a, s), (b, t)| (a, s.model == subject.model, &s.profile).cmp(&(b, t.model == subject.model, &t.profile)))?;
+        let (position, other) = longest.max_by(|(a, s), (b, t)| {
+            (a, s.model == subject.model, &s.profile).cmp(&(b, t.model == subject.model, &t.profile))
+        })?;
         Some(match other.model == subject.model {
             true => Miss::OtherProfile { position, profile: other.profile },
             false => Miss::OtherModel { position },
@@ -214,7 +215,8 @@ impl Namespace {
             let Some(shared) = (0..chain.len()).rev().find(|&i| !index.through(&chain[i]).is_empty()) else {
                 return Ok(None);
             };
-            let mut ids: Vec<_> = index.through(&chain[shared]).iter().filter_map(|id| Some((*id, index.entries.get(id)?))).collect();
+            let mut ids: Vec<_> =
+                index.through(&chain[shared]).iter().filter_map(|id| Some((*id, index.entries.get(id)?))).collect();
             ids.sort_by_key(|(id, entry)| (std::cmp::Reverse(entry.last_use()), *id));
             // Those that go on with the same page differ from us at the same place: one of them will do.
             let mut seen = HashSet::new();

@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::Snapshot;
 use crate::manifest::{Manifest, Object};
 use crate::marks::Marks;
 use crate::name::{Chain, Id, Name};
-use crate::Snapshot;
 
 /// How many snapshots that went are remembered, to say that they were there.
 const GONE: usize = 4096;

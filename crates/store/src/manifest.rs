@@ -125,8 +125,21 @@ impl Manifest {
         let name = named.then_some(name);
         let parent = has_parent.then_some(Id(parent));
         let open = cursor.0.to_vec();
-        let manifest =
-            Manifest { subject, position, created, expires, pinned, name, parent, salt, key, pages, blocks, tail, open };
+        let manifest = Manifest {
+            subject,
+            position,
+            created,
+            expires,
+            pinned,
+            name,
+            parent,
+            salt,
+            key,
+            pages,
+            blocks,
+            tail,
+            open,
+        };
         manifest.open_tokens()?;
         Ok(manifest)
     }
@@ -169,7 +182,8 @@ mod tests {
 
     #[test]
     fn there_and_back() {
-        for (position, page) in [(1, 1), (1, 128), (127, 128), (128, 128), (700, 128), (50_000, 1024), (50_000, 20_000)] {
+        for (position, page) in [(1, 1), (1, 128), (127, 128), (128, 128), (700, 128), (50_000, 1024), (50_000, 20_000)]
+        {
             let manifest = example(position, page);
             assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
             assert_eq!(manifest.objects().count(), position / page + manifest.blocks.len() + 1);

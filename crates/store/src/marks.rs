@@ -141,7 +141,9 @@ impl Space {
         drop(index);
         let (files, path) = (self.shared.backend.files().clone(), self.mark_path(id, USED));
         // Not waited for.
-        drop(self.shared.backend.start(async move { files.put(&path, [Bytes::new(), Bytes::new()], Mode::Quick).await }));
+        drop(
+            self.shared.backend.start(async move { files.put(&path, [Bytes::new(), Bytes::new()], Mode::Quick).await }),
+        );
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::Error;
+use crate::backend::Mode;
 use crate::manifest::Object;
 use crate::sealed::{Kind, Problem, max_file};
 use crate::space::Space;
@@ -47,6 +48,20 @@ impl Space {
         match tokio::task::spawn_blocking(check).await {
             Ok(outcome) => outcome,
             Err(cause) => Err(Error::Access { action: "verify", place: self.place(&path), cause: Box::new(cause) }),
+        }
+    }
+
+    /// Writes an object, and says whether it did: one that is there and whole stays. It may be there and damaged, if no
+    /// manifest that this process knows names it.
+    pub(crate) async fn write(self: Arc<Self>, object: Object, parts: [Bytes; 2]) -> Result<bool, Error> {
+        let (path, files) = (self.object_path(&object.name), self.shared.backend.files());
+        if files.put(&path, parts.clone(), Mode::Create).await? {
+            return Ok(true);
+        }
+        match self.clone().try_fetch(object).await {
+            Ok(_) => Ok(false),
+            Err(error) if error.is_lost() => files.put(&path, parts, Mode::Replace).await,
+            Err(error) => Err(error),
         }
     }
 

@@ -61,6 +61,7 @@ impl Space {
             let vanished: Vec<Id> = before.into_iter().filter(|id| !ids.contains_key(id)).collect();
             (new, vanished)
         };
+        let new: Vec<&Listed> = new.iter().map(|id| &ids[id]).collect();
         for some in new.chunks(TOGETHER) {
             self.read_new(some)?;
         }
@@ -97,31 +98,34 @@ impl Space {
     }
 
     /// Reads manifests, from the cache where it has them.
-    fn read_new(&self, ids: &[Id]) -> Result<(), Error> {
-        let paths: Vec<String> = ids.iter().map(|id| self.manifest_path(*id)).collect();
+    fn read_new(&self, new: &[&Listed]) -> Result<(), Error> {
+        let paths: Vec<String> = new.iter().map(|file| file.path.clone()).collect();
         let cached = self.shared.cache.get(&paths);
         let mut waiting = Vec::new();
-        for ((&id, path), cached) in ids.iter().zip(&paths).zip(cached) {
+        for (listed, cached) in new.iter().zip(cached) {
+            let Some(id) = Id::from_hex(&listed.name) else { continue };
             if let Some(manifest) = cached.and_then(|file| self.open_manifest(id, &file).ok()) {
-                self.list_manifest(id, manifest);
+                self.list_manifest(id, manifest, listed);
                 continue;
             }
-            let (files, at) = (self.shared.backend.files().clone(), path.clone());
+            let (files, at) = (self.shared.backend.files().clone(), listed.path.clone());
             let read = async move { files.get(&at, max_file(manifest::MAX)).await };
-            waiting.push((id, path, self.shared.backend.start(read)));
+            waiting.push((id, listed, self.shared.backend.start(read)));
         }
         let mut fresh: Vec<(String, Bytes)> = Vec::new();
-        for (id, path, read) in waiting {
+        for (id, listed, read) in waiting {
             let problem = match read.wait() {
                 // Removed since it was listed.
                 Ok(None) => continue,
                 Ok(Some(file)) => match self.open_manifest(id, &file) {
                     Ok(manifest) => {
-                        self.list_manifest(id, manifest);
-                        fresh.push((path.clone(), file));
+                        self.list_manifest(id, manifest, listed);
+                        fresh.push((listed.path.clone(), file));
                         continue;
                     }
-                    Err(problem) => (problem.clone().at(&self.place(path)), !matches!(problem, Problem::Damaged(_))),
+                    Err(problem) => {
+                        (problem.clone().at(&self.place(&listed.path)), !matches!(problem, Problem::Damaged(_)))
+                    }
                 },
                 Err(error @ Error::Damaged { .. }) => (error, false),
                 Err(error) => return Err(error),
@@ -148,9 +152,9 @@ impl Space {
         Id(id)
     }
 
-    fn list_manifest(&self, id: Id, manifest: Manifest) {
+    fn list_manifest(&self, id: Id, manifest: Manifest, listed: &Listed) {
         let root = self.secret.root(&manifest.subject);
-        lock(&self.index).insert(id, Arc::new(manifest), root, 0);
+        lock(&self.index).insert(id, Arc::new(manifest), root, listed.modified);
     }
 
     fn read_marks(&self, marks: Vec<Listed>, seen: &mut Seen) -> Result<(), Error> {

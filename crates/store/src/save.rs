@@ -257,24 +257,14 @@ impl Writer<'_> {
             return Ok(object);
         }
         let parts = space.shared.sealer.seal(Kind::Object, plain)?;
-        // One that is there but damaged is replaced.
-        let broken = lock(&space.index).broken.contains(&name);
-        let mode = if broken { Mode::Replace } else { Mode::Create };
-        self.start(space.object_path(&name), parts, mode, name)?;
-        Ok(object)
-    }
-
-    fn start(&mut self, path: String, parts: [Bytes; 2], mode: Mode, name: Name) -> Result<(), Error> {
         while self.waiting.len() >= AHEAD {
             self.finish_one()?;
         }
         let bytes = (parts[0].len() + parts[1].len()) as u64;
         self.namespace.store.admit(bytes)?;
-        let backend = &self.namespace.space.shared.backend;
-        let files = backend.files().clone();
-        let task = backend.start(async move { files.put(&path, parts, mode).await });
+        let task = space.shared.backend.start(Arc::clone(space).write(object, parts));
         self.waiting.push_back((bytes, name, task));
-        Ok(())
+        Ok(object)
     }
 
     fn finish_one(&mut self) -> Result<(), Error> {

@@ -134,7 +134,9 @@ impl Sealer {
             (Some(cipher), true) => {
                 let payload = Payload { msg: &plain, aad: &file[..48] };
                 let open = cipher.decrypt(&XNonce::from(header.nonce), payload);
-                plain = open.map_err(|_| Problem::Key("it was written with another key; give the key file of then"))?.into();
+                plain = open
+                    .map_err(|_| Problem::Key("it was written with another key; give the key file of then"))?
+                    .into();
                 packed = true;
             }
             (None, true) => return Err(Problem::Key("it is encrypted; give the key file that it was written with")),

@@ -9,7 +9,7 @@ use crate::chain::Secret;
 use crate::index::Index;
 use crate::key::{self, Namer};
 use crate::name::{Id, Name};
-use crate::sealed::{Kind, max_file};
+use crate::sealed::{Kind, Problem, max_file};
 use crate::store::{Shared, lock};
 use crate::{Error, Snapshot};
 
@@ -31,7 +31,16 @@ impl Space {
             return Err(Error::Request { problem });
         }
         let path = format!("namespaces/{name}/secret");
-        let read = || shared.backend.get(path.clone(), max_file(32));
+        let place = shared.backend.files().place(&path);
+        // Without it nothing is found by its tokens, so nothing must be saved under another.
+        let lost = |error| match error {
+            Error::Damaged { problem, .. } => Error::Location {
+                place: place.clone(),
+                problem: format!("is damaged ({problem}); restore it, or delete the namespace's folder"),
+            },
+            other => other,
+        };
+        let read = || shared.backend.get(path.clone(), max_file(32)).map_err(lost);
         let mut found = read()?;
         if found.is_none() && create {
             let secret: [u8; 32] = key::random()?;
@@ -40,13 +49,10 @@ impl Space {
             shared.backend.put(path.clone(), parts, Mode::Create)?;
             found = read()?;
         }
-        let place = shared.backend.files().place(&path);
         let found = found.ok_or_else(|| Error::Missing { place: place.clone() })?;
-        let opened = shared.sealer.open(Kind::Secret, &found, 32).map_err(|problem| problem.at(&place))?;
-        let secret = opened.plain.as_ref().try_into().map_err(|_| Error::Damaged {
-            place,
-            problem: "it is no secret of 32 bytes".into(),
-        })?;
+        let opened = shared.sealer.open(Kind::Secret, &found, 32).map_err(|problem| lost(problem.at(&place)))?;
+        let secret = opened.plain.as_ref().try_into();
+        let secret = secret.map_err(|_| Problem::Damaged("it has not 32 bytes".into()).at(&place)).map_err(lost)?;
         Ok(Space {
             shared: Arc::clone(shared),
             name: name.to_owned(),

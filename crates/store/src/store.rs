@@ -153,7 +153,15 @@ impl std::fmt::Debug for Store {
 
 /// Reads the marker, or writes it.
 fn mark(backend: &Backend) -> Result<(), Error> {
-    let read = || backend.get(MARKER.into(), 64);
+    let place = backend.files().place(MARKER);
+    let wrong = || Error::Location {
+        place: place.clone(),
+        problem: format!("should hold {:?}; restore it if this is a store", String::from_utf8_lossy(LAYOUT)),
+    };
+    let read = || match backend.get(MARKER.into(), 64) {
+        Err(Error::Damaged { .. }) => Err(wrong()),
+        other => other,
+    };
     let mut found = read()?;
     if found.is_none() {
         backend.put(MARKER.into(), [Bytes::from_static(LAYOUT), Bytes::new()], Mode::Create)?;
@@ -163,13 +171,9 @@ fn mark(backend: &Backend) -> Result<(), Error> {
     if found == LAYOUT {
         return Ok(());
     }
-    let place = backend.files().place(MARKER);
     let text = String::from_utf8_lossy(&found);
     match text.strip_prefix("fathom store ").and_then(|n| n.trim_end().parse().ok()) {
         Some(version) if version > 1 => Err(Error::Newer { place, version, known: 1 }),
-        _ => Err(Error::Location {
-            place,
-            problem: format!("should hold {:?}; restore it if this is a store", String::from_utf8_lossy(LAYOUT)),
-        }),
+        _ => Err(wrong()),
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::Error;
 use crate::manifest::{self, Object};
 use crate::marks::{self, USED};
 use crate::name::{Id, Name};
 use crate::sealed::{Problem, max_file};
 use crate::space::Space;
 use crate::store::{Store, lock};
-use crate::Error;
 
 /// Something in a store that is not as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]

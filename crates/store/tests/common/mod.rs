@@ -26,6 +26,11 @@ pub fn open(path: &Path, options: Options) -> Store {
     Store::open(path.to_str().unwrap(), options).unwrap()
 }
 
+/// In memory where that can be had: these tests wait for a disk's syncs otherwise.
+pub fn new_folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// All ways to write.
 pub fn variants() -> Vec<Options> {
     let key = || Some(Key::new([3; 32]));
@@ -55,19 +60,15 @@ fn bytes(what: &str, subject: &Subject, tokens: &[u32], length: usize) -> Vec<u8
 }
 
 pub fn page(subject: &Subject, tokens: &[u32], page: usize) -> Vec<u8> {
-    bytes("page", subject, &tokens[..(page + 1) * subject.page], 300 + page % 7)
+    bytes("page", subject, &tokens[..(page + 1) * subject.page], 90 + page % 7)
 }
 
 pub fn tail(subject: &Subject, tokens: &[u32]) -> Vec<u8> {
-    bytes("tail", subject, tokens, 100 + tokens.len() % 5)
+    bytes("tail", subject, tokens, 70 + tokens.len() % 5)
 }
 
 /// Saves, and says which pages were asked for.
-pub fn save_as(
-    ns: &Namespace,
-    subject: &Subject,
-    new: &NewSnapshot<'_>,
-) -> Result<(Saved, Vec<usize>), Error> {
+pub fn save_as(ns: &Namespace, subject: &Subject, new: &NewSnapshot<'_>) -> Result<(Saved, Vec<usize>), Error> {
     let mut asked = Vec::new();
     let mut source = |i: usize| {
         asked.push(i);
