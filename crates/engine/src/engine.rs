@@ -9,11 +9,18 @@ use std::time::Instant;
 use fathom_kernels::Device;
 use fathom_model::{LogitsWanted, Model, Segment, State};
 
+use crate::keeper::{Keep, Keeper};
 use crate::sampler::{Choice, Sampler};
+use crate::snapshot::Resumed;
 use crate::{Error, Event, Finish, Request, Usage, prefill};
 
 #[cfg(test)]
 mod tests;
+
+/// Tokens of a prompt after which its session is saved, if there is a store.
+const INTERVAL: usize = 8192;
+/// New tokens that make a session worth saving, and old ones worth looking for.
+const WORTH: usize = 32;
 
 /// How to run.
 #[derive(Debug, Clone, Copy)]
@@ -68,8 +75,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread.
-    pub fn start<D: Device>(model: Arc<Model<D>>, options: EngineOptions) -> Engine {
+    /// Starts the thread. With `keep`, sessions are saved at the end of a request and every 8,192 tokens of a prompt,
+    /// and a request goes on from the longest that its prompt begins with. That takes [`Engine::keep_bytes`] of state more.
+    pub fn start<D: Device>(model: Arc<Model<D>>, options: EngineOptions, keep: Option<Keep>) -> Engine {
         let config = model.config();
         let context = options.context.min(config.max_position_embeddings);
         let shared = Arc::new(Shared {
@@ -78,13 +86,19 @@ impl Engine {
             options: EngineOptions { context, ..options },
             vocab: config.vocab_size,
         });
-        let worker = Worker { model, shared: Arc::clone(&shared), kept: None };
+        let keeper = keep.map(|keep| Keeper::start(Arc::clone(&model), keep));
+        let worker = Worker { model, shared: Arc::clone(&shared), kept: None, keeper };
         let closing = CloseOnPanic(Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
             let _closing = closing;
             worker.run();
         });
         Engine { shared, thread: Arc::new(Mutex::new(Some(thread))) }
+    }
+
+    /// Bytes of state that an engine with a store may take beside its sessions'.
+    pub fn keep_bytes<D: Device>(model: &Model<D>) -> u64 {
+        Keeper::state_bytes(model)
     }
 
     /// Takes a request. `sink` gets its events, on the engine's thread or, while it waits, on those of others who submit: it
@@ -180,12 +194,17 @@ impl Drop for CloseOnPanic {
 struct Kept<D: Device> {
     tokens: Vec<u32>,
     state: State<D>,
+    /// What follows the last of the tokens, if that is known.
+    logits: Vec<f32>,
+    /// How many of the tokens the store has.
+    saved: usize,
 }
 
 struct Worker<D: Device> {
     model: Arc<Model<D>>,
     shared: Arc<Shared>,
     kept: Option<Kept<D>>,
+    keeper: Option<Keeper<D>>,
 }
 
 impl<D: Device> Worker<D> {
@@ -219,33 +238,45 @@ impl<D: Device> Worker<D> {
         };
         // Nobody left to tell is no error.
         let _ = sink(last);
+        drop(sink);
+        // After the answer: nobody waits for it but the next.
+        if let Some(mut kept) = self.kept.take() {
+            self.save(&mut kept, true);
+            self.kept = Some(kept);
+        }
     }
 
     fn answer(&mut self, request: &Request, sink: &mut Sink) -> Result<(Finish, Usage), Error> {
         let model = Arc::clone(&self.model);
         let total = request.prompt.len();
         let mut usage = Usage { prompt_tokens: total, ..Usage::default() };
-        let Kept { mut tokens, mut state } = self.session(&request.prompt)?;
-        usage.reused_tokens = tokens.len();
-        let reused = tokens.len();
+        let mut session = self.session(&request.prompt)?;
+        let reused = session.tokens.len();
+        usage.reused_tokens = reused;
         if sink(Event::Prefill { done: reused, total, reused }).is_break() {
-            self.kept = (reused > 0).then_some(Kept { tokens, state });
+            self.kept = (reused > 0).then_some(session);
             return Ok((Finish::Cancelled, usage));
         }
 
         let start = Instant::now();
-        let rest = &request.prompt[reused..];
-        let mut read = reused;
-        let logits = prefill(&model, &mut state, rest, self.shared.options.prefill_chunk, &mut |done| {
-            read = reused + done;
-            sink(Event::Prefill { done: read, total, reused })
-        })?;
+        while session.tokens.len() < total {
+            let from = session.tokens.len();
+            let stretch = &request.prompt[from..total.min(from + INTERVAL)];
+            let mut read = from;
+            let logits =
+                prefill(&model, &mut session.state, stretch, self.shared.options.prefill_chunk, &mut |done| {
+                    read = from + done;
+                    sink(Event::Prefill { done: read, total, reused })
+                })?;
+            session.tokens.extend_from_slice(&request.prompt[from..read]);
+            session.logits = logits.unwrap_or_default();
+            if session.logits.is_empty() {
+                self.kept = Some(session);
+                return Ok((Finish::Cancelled, usage));
+            }
+            self.save(&mut session, false);
+        }
         usage.prefill = start.elapsed();
-        tokens.extend_from_slice(&request.prompt[reused..read]);
-        let Some(mut logits) = logits else {
-            self.kept = Some(Kept { tokens, state });
-            return Ok((Finish::Cancelled, usage));
-        };
 
         let start = Instant::now();
         let mut sampler = Sampler::new(request.sampling.clone());
@@ -253,10 +284,10 @@ impl<D: Device> Worker<D> {
             if request.max_tokens.is_some_and(|most| usage.generated_tokens >= most) {
                 break Finish::Length;
             }
-            if tokens.len() >= self.shared.options.context {
+            if session.tokens.len() >= self.shared.options.context {
                 break Finish::ContextFull;
             }
-            let Choice { id, logprob, top } = sampler.choose(&logits);
+            let Choice { id, logprob, top } = sampler.choose(&session.logits);
             if request.stop_tokens.contains(&id) {
                 break Finish::Stop;
             }
@@ -265,25 +296,58 @@ impl<D: Device> Worker<D> {
                 break Finish::Cancelled;
             }
             let wanted = LogitsWanted::Last;
-            let out = model.forward(&mut [Segment { state: &mut state, tokens: &[id], logits: wanted }])?;
-            logits = out.into_iter().next().unwrap_or_default();
-            tokens.push(id);
+            let state = &mut session.state;
+            let out = model.forward(&mut [Segment { state, tokens: &[id], logits: wanted }])?;
+            session.logits = out.into_iter().next().unwrap_or_default();
+            session.tokens.push(id);
         };
         usage.decode = start.elapsed();
-        self.kept = Some(Kept { tokens, state });
+        self.kept = Some(session);
         Ok((reason, usage))
     }
 
-    /// The kept session if the prompt goes on from all of it, else a new one. The last token of a prompt is always
-    /// read, for its logits.
+    /// Has the session saved, if there is enough new in it; where too many wait already, only if it may `wait` for them.
+    fn save(&self, session: &mut Kept<D>, wait: bool) {
+        if let Some(keeper) = &self.keeper
+            && session.tokens.len() >= session.saved + WORTH
+            && keeper.save(&session.state, &session.tokens, &session.logits, wait)
+        {
+            session.saved = session.tokens.len();
+        }
+    }
+
+    /// The longest session that the prompt goes on from: the kept one, one from the store, or a new one. One that has the whole
+    /// prompt must have its logits.
     fn session(&mut self, prompt: &[u32]) -> Result<Kept<D>, Error> {
-        match self.kept.take() {
-            Some(kept) if kept.tokens.len() < prompt.len() && prompt.starts_with(&kept.tokens) => Ok(kept),
-            other => {
-                // Before the new one takes its memory.
-                drop(other);
-                Ok(Kept { tokens: Vec::new(), state: self.model.new_state()? })
-            }
+        let fits = |kept: &Kept<D>| {
+            prompt.starts_with(&kept.tokens) && (kept.tokens.len() < prompt.len() || !kept.logits.is_empty())
+        };
+        let mut best = self.kept.take().filter(fits);
+        if let (None, Some(keeper)) = (&best, &self.keeper) {
+            // There is memory for one session, and another begins.
+            keeper.wait();
+        }
+        let have = best.as_ref().map_or(0, |kept| kept.tokens.len());
+        if let Some(keeper) = &self.keeper
+            && have + WORTH <= prompt.len()
+            // Before its state is read, the memory of the one that did not fit is free. What a store cannot give is computed.
+            && let Ok(found) = keeper.find(prompt)
+            && found > have
+        {
+            drop(best.take());
+            keeper.wait();
+            // Failed or gone meanwhile, it is as if there were none.
+            let resumed = keeper.resume(prompt).ok().and_then(|resume| resume.resumed);
+            best = resumed
+                .map(|Resumed { state, logits }| {
+                    let tokens = prompt[..state.position()].to_vec();
+                    Kept { saved: tokens.len(), tokens, state, logits }
+                })
+                .filter(fits);
+        }
+        match best {
+            Some(kept) => Ok(kept),
+            None => Ok(Kept { tokens: Vec::new(), state: self.model.new_state()?, logits: Vec::new(), saved: 0 }),
         }
     }
 }

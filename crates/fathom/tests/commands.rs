@@ -81,6 +81,84 @@ fn score_writes_the_same_file_whatever_is_changed() {
     assert!(score("exact", &["--profile", "exact"]) != whole);
 }
 
+/// Saved by one process and taken up by another, a session's logits are those of one that was never interrupted.
+#[test]
+fn score_goes_on_from_what_was_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tiny, store) =
+        (fixtures().join("tiny").display().to_string(), folder.path().join("store").display().to_string());
+    let key = folder.path().join("key").display().to_string();
+    fs::write(&key, [7; 32]).unwrap();
+    let ids: Vec<i32> = (0..700).map(|i| i * 37 % 512).collect();
+    let output = folder.path().join("logits").display().to_string();
+    let score = |prompt: &[i32], tokens: &[i32], more: &[&str]| {
+        let input = tokens_file(folder.path(), prompt, tokens);
+        let out = fathom(&[&["score", &tiny, "--tokens", &input, "--output", &output], more].concat());
+        let message = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{message}");
+        let bytes = fs::read(&output).unwrap();
+        let logits = SafeTensors::deserialize(&bytes).unwrap().tensor("logits").unwrap().data().to_vec();
+        (logits, message)
+    };
+    let row = 512 * 4;
+    let (straight, _) = score(&ids[..1], &ids[1..], &[]);
+    for (p, more) in [
+        (1usize, &[][..]),
+        (31, &[]),
+        (32, &[]),
+        (127, &["--store-zstd", "3"]),
+        (128, &[]),
+        (129, &[]),
+        (402, &[]),
+        (511, &[]),
+        (640, &[]),
+    ] {
+        let more = [&["--store", &store], more].concat();
+        // Saved at the prompt's end or on the way, one token at a time.
+        let cut = if p % 2 == 0 { p } else { p.div_ceil(2) };
+        let at = p.to_string();
+        score(&ids[..cut], &ids[cut..p], &[&more[..], &["--save-at", &at]].concat());
+        let (logits, message) = score(&ids[..p], &ids[p..p + 40], &[&more[..], &["--resume"]].concat());
+        assert!(message.contains(&format!("{{\"reused_tokens\":{p}}}")), "{message}");
+        assert!(logits == straight[(p - 1) * row..(p + 40) * row], "position {p}");
+    }
+    // A longer prompt, another text, another profile, another key.
+    let resume = ["--store", &store, "--resume"];
+    let (logits, message) = score(&ids[..690], &[], &resume);
+    assert!(message.contains("\"reused_tokens\":640") && logits == straight[689 * row..690 * row], "{message}");
+    let (_, message) = score(&ids[1..100], &[], &resume);
+    assert!(message.contains("\"reused_tokens\":0") && message.contains("why_not_more"), "{message}");
+    let (_, message) = score(&ids[..690], &[], &[&resume[..], &["--profile", "exact"]].concat());
+    assert!(message.contains("\"reused_tokens\":0") && message.contains("native"), "{message}");
+    let input = tokens_file(folder.path(), &ids[..9], &[]);
+    let base = ["score", &tiny, "--tokens", &input, "--output", &output];
+    assert!(refused(&[&base[..], &resume, &["--store-key", &key]].concat()).contains("key"));
+    assert!(refused(&[&base[..], &["--store", &store, "--save-at", "10"]].concat()).contains("1 to 9"));
+
+    let list = |store: &str| {
+        let out = fathom(&["snapshot", "ls", "--json", "--store", store]);
+        let text = String::from_utf8(out.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    let all = list(&store);
+    assert_eq!(all.len(), 9);
+    // To another store and on from there.
+    let longest = all.iter().find(|s| s["tokens"] == 640).unwrap()["id"].as_str().unwrap().to_owned();
+    let (file, other) =
+        (folder.path().join("file").display().to_string(), folder.path().join("other").display().to_string());
+    assert!(fathom(&["snapshot", "export", &longest, &file, "--store", &store]).status.success());
+    assert!(refused(&["snapshot", "export", &longest, &file, "--store", &store]).contains("exists"));
+    let encrypted = ["--store", &other, "--store-key", &key];
+    assert!(fathom(&[&["snapshot", "import", &file], &encrypted[..]].concat()).status.success());
+    let (logits, message) = score(&ids[..640], &ids[640..680], &[&encrypted[..], &["--resume"]].concat());
+    assert!(message.contains("\"reused_tokens\":640"), "{message}");
+    assert!(logits == straight[639 * row..680 * row]);
+    assert!(fathom(&["snapshot", "rm", &longest, "--store", &store]).status.success());
+    assert_eq!(list(&store).len(), 8);
+    assert!(refused(&["snapshot", "rm", &longest, "--store", &store]).contains("no snapshot"));
+    assert!(refused(&["snapshot", "ls"]).contains("--store"));
+}
+
 #[test]
 fn the_demo_finds_its_needle_and_the_control_does_not() {
     let out = fathom(&["demo", "--context", "2000", "--seed", "5", "--seeds", "3", "--json"]);

@@ -134,16 +134,21 @@ impl<D: Device> Model<D> {
         state.tail(&self.device, &self.layout)
     }
 
-    /// The session at `position` whose full pages and tail those are, as [`Model::page`] and [`Model::tail`] gave them. What
-    /// comes out of it then has the bits of the first.
+    /// The session at `position` whose tail that is and whose full pages `page` gives, as [`Model::tail`] and [`Model::page`]
+    /// gave them. What comes out of it then has the bits of the first.
     ///
     /// # Errors
-    /// [`Error::Snapshot`] for bytes of other sizes, and the ledger has no room for it.
-    pub fn restore(&self, position: usize, pages: &[impl AsRef<[u8]>], tail: &[u8]) -> Result<State<D>, Error> {
+    /// [`Error::Snapshot`] for bytes of other sizes, the ledger has no room for it, and what `page` says.
+    pub fn restore<E: From<Error>, P: AsRef<[u8]>>(
+        &self,
+        position: usize,
+        tail: &[u8],
+        page: impl FnMut(usize) -> Result<P, E>,
+    ) -> Result<State<D>, E> {
         if position > self.config.max_position_embeddings {
-            return Err(Error::Snapshot { position });
+            return Err(Error::Snapshot { position }.into());
         }
-        State::restore(&self.device, &self.layout, position, pages, tail)
+        State::restore(&self.device, &self.layout, position, tail, page)
     }
 
     /// Bytes of state that a session of `positions` tokens takes: V4.md's table, rounded up to whole pages.

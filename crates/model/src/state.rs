@@ -251,23 +251,25 @@ impl<D: Device> State<D> {
     }
 
     /// The state that had these pages and this tail at `position`.
-    pub(crate) fn restore(
+    pub(crate) fn restore<E: From<Error>, P: AsRef<[u8]>>(
         device: &D,
         layout: &Layout,
         position: usize,
-        pages: &[impl AsRef<[u8]>],
         tail: &[u8],
-    ) -> Result<Self, Error> {
+        mut page: impl FnMut(usize) -> Result<P, E>,
+    ) -> Result<Self, E> {
         let parts = layout.tail(position);
-        let wanted = [position / PAGE, layout.page, parts.iter().map(|part| part.bytes.len()).sum()];
-        let sizes_differ = pages.iter().any(|page| page.as_ref().len() != layout.page);
-        if pages.len() != wanted[0] || sizes_differ || tail.len() != wanted[2] {
-            return Err(Error::Snapshot { position });
+        if tail.len() != parts.iter().map(|part| part.bytes.len()).sum::<usize>() {
+            return Err(Error::Snapshot { position }.into());
         }
         let mut state = State::new(device, layout)?;
         state.grow(device, layout, position)?;
-        for (from, to) in pages.iter().zip(&mut state.pages) {
-            device.write(own(to), 0, from.as_ref())?;
+        for (i, to) in state.pages[..position / PAGE].iter_mut().enumerate() {
+            let from = page(i)?;
+            if from.as_ref().len() != layout.page {
+                return Err(Error::Snapshot { position }.into());
+            }
+            device.write(own(to), 0, from.as_ref()).map_err(Error::from)?;
         }
         let mut tail = tail;
         for part in parts {
@@ -278,7 +280,7 @@ impl<D: Device> State<D> {
                 Place::IndexFrontier(layer) => &mut own(&mut state.layers[layer]).index_frontier,
                 Place::OpenPage => own(&mut state.pages[position / PAGE]),
             };
-            device.write(to, part.bytes.start, bytes)?;
+            device.write(to, part.bytes.start, bytes).map_err(Error::from)?;
             tail = rest;
         }
         state.position = position;

@@ -116,7 +116,10 @@ proptest! {
         let (pages, tail) = save(&straight);
         let again = read(&mut random, &text[..n], 90);
         prop_assert!(save(&again) == (pages.clone(), tail.clone()), "the same bytes");
-        let mut restored = model.restore(n, &pages, &tail).unwrap();
+        let restore = |n, pages: &[Vec<u8>], tail: &[u8]| {
+            model.restore(n, tail, |i| pages.get(i).ok_or(fathom_model::Error::Snapshot { position: n }))
+        };
+        let mut restored = restore(n, &pages, &tail).unwrap();
         for token in n..text.len() {
             let step = |state: &mut State<Cpu>| {
                 let tokens = &text[token..=token];
@@ -126,8 +129,10 @@ proptest! {
             prop_assert_eq!(bits(step(&mut straight)), bits(step(&mut restored)));
         }
         // Other sizes are another model's.
-        prop_assert!(model.restore(n, &pages, &tail[1..]).is_err());
-        prop_assert!(model.restore(n + Model::<Cpu>::PAGE, &pages, &tail).is_err());
+        prop_assert!(restore(n, &pages, &tail[1..]).is_err());
+        prop_assert!(restore(n + Model::<Cpu>::PAGE, &pages, &tail).is_err());
+        let short: Vec<Vec<u8>> = pages.iter().map(|page| page[1..].to_vec()).collect();
+        prop_assert!(pages.is_empty() || restore(n, &short, &tail).is_err());
     }
 
     /// A fork and its origin go their own ways, each as if it had been alone; full pages are held once.

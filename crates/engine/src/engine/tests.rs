@@ -13,7 +13,7 @@ fn model() -> Arc<Model<Cpu>> {
 }
 
 fn engine(chunk: usize, queue: usize, context: usize) -> Engine {
-    Engine::start(model(), EngineOptions { prefill_chunk: chunk, queue, context })
+    Engine::start(model(), EngineOptions { prefill_chunk: chunk, queue, context }, None)
 }
 
 fn prompt(n: usize) -> Vec<u32> {
@@ -140,4 +140,44 @@ fn those_who_leave_lose_their_places() {
     };
     assert_eq!(ahead(stays), [2, 2, 1], "on coming, when one was turned away, and when one had gone");
     assert_eq!(ahead(last), [2, 1]);
+}
+
+/// What one engine saved, another goes on from, with the same answers; and it saves no more than it must.
+#[test]
+fn a_store_outlives_its_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || fathom_store::Store::open(folder.path().to_str().unwrap(), fathom_store::Options::default()).unwrap();
+    let namespace = || open().namespace("default").unwrap();
+    let saved = Arc::new(Mutex::new(Vec::new()));
+    let engine = |context: usize| {
+        let (model, saved) = (model(), Arc::clone(&saved));
+        let ledger = model.device().ledger();
+        ledger.limit(fathom_kernels::Share::State, model.state_bytes(context) + Engine::keep_bytes(&model));
+        let told = Box::new(move |result: Result<fathom_store::Saved, _>| saved.lock().unwrap().push(result.unwrap()));
+        let keep = Keep { namespace: namespace(), subject: crate::subject(&model, [7; 32]), told };
+        Engine::start(model, EngineOptions { prefill_chunk: 64, queue: 4, context }, Some(keep))
+    };
+    let whole = run(&self::engine(512, 4, 1500), request(prompt(1200), 40)).0;
+
+    let first = engine(1500);
+    assert_eq!(run(&first, request(prompt(1200), 40)).0, whole);
+    first.drain();
+    let positions: Vec<usize> = saved.lock().unwrap().iter().map(|s| s.position).collect();
+    assert_eq!(positions, [1200, 1240]);
+    assert_eq!(saved.lock().unwrap()[1].new_pages, 0, "the first page is there already");
+
+    let second = engine(1500);
+    let (ids, _, usage) = run(&second, request(prompt(1200), 40));
+    assert_eq!((ids, usage.reused_tokens), (whole.clone(), 1200), "the very prompt");
+    let longer = [prompt(1200), whole.clone(), vec![9]].concat();
+    let (ids, _, usage) = run(&second, request(longer.clone(), 5));
+    assert_eq!(usage.reused_tokens, 1240, "the conversation goes on");
+    assert_eq!(ids, run(&self::engine(512, 4, 1500), request(longer, 5)).0);
+    // Another text while the first is still being written: there is memory for one session.
+    for start in 0..4 {
+        let other: Vec<u32> = (0..1400).map(|i| (i * 31 + start) % 512).collect();
+        assert_eq!(run(&second, request(other, 40)).2.reused_tokens, 0);
+    }
+    second.drain();
+    assert_eq!(run(&engine(1500), request(prompt(1100), 1)).2.reused_tokens, 0, "no state was kept before 1,200");
 }

@@ -16,6 +16,7 @@ use super::Outcome;
 use super::ask::{Reading, ask};
 use super::model::{Files, Options, load};
 use super::run::{SamplingArgs, Think, print};
+use super::store::StoreOptions;
 use crate::chat::{Effort, Message, Role};
 use crate::ui::{out, say};
 
@@ -38,6 +39,8 @@ pub struct Args {
     context: Option<NonZeroUsize>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    store: StoreOptions,
     #[command(flatten)]
     options: Options,
 }
@@ -68,8 +71,9 @@ pub fn chat(args: &Args) -> Outcome {
     let sampling = args.sampling.sampling();
     sampling.check(vocab)?;
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    let keep = args.store.keep(&files, &loaded.model)?;
     let prompter = files.prompter()?;
-    let engine = loaded.engine(1);
+    let engine = loaded.engine(1, keep);
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;

@@ -48,7 +48,7 @@ pub fn demo(args: &Args) -> Outcome {
     let eos = files.checkpoint.config().eos_token_id;
     let about = loaded.describe(&files.name, files.checkpoint.release());
     let prompter = files.prompter()?;
-    let engine = loaded.engine(1);
+    let engine = loaded.engine(1, None);
     let first = args.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ clock());
     if !args.json {
         say!("{about}");

@@ -8,6 +8,8 @@ mod model;
 mod run;
 mod score;
 mod serve;
+mod snapshot;
+mod store;
 
 use crate::ui::say;
 use std::process::ExitCode;
@@ -37,6 +39,8 @@ enum Command {
     Serve(serve::Args),
     /// Logits of given tokens, to a file
     Score(score::Args),
+    /// Saved sessions: list, show, pin, export, import, remove
+    Snapshot(snapshot::Args),
     /// How fast a model reads and writes, beside what this machine could do
     Bench(bench::Args),
 }
@@ -50,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Chat(args) => chat::chat(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Score(args) => score::score(&args),
+        Command::Snapshot(args) => snapshot::snapshot(&args),
         Command::Bench(args) => bench::bench(&args),
     };
     match outcome {

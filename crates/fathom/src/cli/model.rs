@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fathom_engine::{Engine, EngineOptions};
+use fathom_engine::{Engine, EngineOptions, Keep};
 use fathom_kernels::{Cpu, CpuOptions, Device, Profile, Share};
 use fathom_model::Model;
 use fathom_weights::{Checkpoint, Release};
@@ -154,9 +154,13 @@ impl Loaded {
         format!("{name}: {release}, {}, profile {}", device.name(), device.profile())
     }
 
-    /// An engine over it.
-    pub fn engine(&self, queue: usize) -> Engine {
+    /// An engine over it, which keeps its sessions in a store if there is one.
+    pub fn engine(&self, queue: usize, keep: Option<Keep>) -> Engine {
         let options = EngineOptions { prefill_chunk: self.chunk, queue, context: self.context };
-        Engine::start(Arc::clone(&self.model), options)
+        if keep.is_some() {
+            let own = Engine::keep_bytes(&*self.model);
+            self.model.device().ledger().limit(Share::State, self.plan.state + own);
+        }
+        Engine::start(Arc::clone(&self.model), options, keep)
     }
 }

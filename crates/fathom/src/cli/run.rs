@@ -16,6 +16,7 @@ use rustix::fs::FileType;
 use super::Outcome;
 use super::ask::{Reading, Shown, ask};
 use super::model::{EMBEDDED, Files, Options, load};
+use super::store::StoreOptions;
 use crate::chat::{Effort, Message, Role};
 use crate::ui::{out, say};
 
@@ -123,6 +124,8 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    store: StoreOptions,
+    #[command(flatten)]
     options: Options,
 }
 
@@ -139,6 +142,7 @@ pub fn run(args: &Args) -> Outcome {
     let sampling = args.sampling.sampling();
     sampling.check(vocab)?;
     let about = loaded.describe(&files.name, files.checkpoint.release());
+    let keep = args.store.keep(&files, &loaded.model)?;
     let prompter = files.prompter()?;
     let (tokens, reading) = if args.raw {
         (prompter.raw(&prompt)?, Reading::Raw)
@@ -151,7 +155,7 @@ pub fn run(args: &Args) -> Outcome {
         (tokens, Reading::Chat(parsing))
     };
     say!("{about}");
-    let engine = loaded.engine(1);
+    let engine = loaded.engine(1, keep);
     let request =
         Request { prompt: tokens, max_tokens: args.max_tokens.map(usize::from), stop_tokens: vec![eos], sampling };
     let mut out = out();

@@ -5,16 +5,19 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use fathom_engine::prefill;
+use fathom_engine::{Resumed, prefill, resume, save};
 use fathom_kernels::{Cpu, Device};
-use fathom_model::{LogitsWanted, Model, Segment};
+use fathom_model::{LogitsWanted, Model, Segment, State};
+use fathom_store::{Namespace, NewSnapshot, Subject};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
+use serde_json::json;
 
 use super::Outcome;
 use super::model::{Files, Options, load};
 use super::run::bytes;
-use crate::ui::Progress;
+use super::store::{StoreOptions, subject};
+use crate::ui::{Progress, say};
 
 /// Flags of `fathom score`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +33,14 @@ pub struct Args {
     /// Run another sequence in the same passes; the logits are the same
     #[arg(long)]
     batch: bool,
+    /// Save the session's state after so many of prompt and tokens
+    #[arg(long, value_name = "P", requires = "store", conflicts_with = "batch")]
+    save_at: Option<usize>,
+    /// Go on from the longest stored state that the prompt begins with, and say on stderr how many tokens that were
+    #[arg(long, requires = "store", conflicts_with = "batch")]
+    resume: bool,
+    #[command(flatten)]
+    store: StoreOptions,
     #[command(flatten)]
     options: Options,
 }
@@ -53,8 +64,18 @@ pub fn score(args: &Args) -> Outcome {
         let file = args.tokens.display();
         return Err(format!("{file}: {total} tokens, but the model's context is {limit}").into());
     }
+    if let Some(at) = args.save_at.filter(|at| !(1..=total).contains(at)) {
+        return Err(format!("--save-at is {at}; prompt and tokens are {total}, so it must be 1 to {total}").into());
+    }
+    let namespace = args.store.open()?;
     let loaded = load(&files, &args.options, Some(total))?;
     let model = &loaded.model;
+    let saved = namespace.map(|namespace| Stored {
+        subject: subject(&files, model),
+        namespace,
+        save_at: args.save_at,
+        resume: args.resume,
+    });
     if args.batch {
         // A second session of the same length, and room for its rows in every pass.
         let ledger = model.device().ledger();
@@ -62,25 +83,103 @@ pub fn score(args: &Args) -> Outcome {
         ledger.limit(fathom_kernels::Share::Scratch, model.scratch_bytes(2 * loaded.chunk));
     }
     let chunk = loaded.chunk;
-    let logits = model.device().scope(|| {
-        if args.batch { with_another(model, &prompt, &tokens, chunk) } else { alone(model, &prompt, &tokens, chunk) }
-    })?;
+    let logits = model.device().scope(|| match args.batch {
+        true => with_another(model, &prompt, &tokens, chunk).map_err(Into::into),
+        false => alone(model, &prompt, &tokens, chunk, saved.as_ref()),
+    });
+    let logits = logits.map_err(|e| e as Box<dyn std::error::Error>)?;
     output.write(&serialized(&logits, vocab)?)
 }
 
-fn alone(model: &Model<Cpu>, prompt: &[u32], tokens: &[u32], chunk: usize) -> Result<Vec<f32>, fathom_model::Error> {
-    let mut state = model.new_state()?;
-    let mut progress = Progress::new(prompt.len(), false);
-    let mut all = prefill(model, &mut state, prompt, chunk, &mut |done| {
-        progress.update(done, "");
-        ControlFlow::Continue(())
-    })?
-    .unwrap_or_default();
+/// A store, and what to do with it.
+struct Stored {
+    namespace: Namespace,
+    subject: Subject,
+    save_at: Option<usize>,
+    resume: bool,
+}
+
+impl Stored {
+    /// The longest stored session that the prompt begins with; says how long it is and why not longer. One that is longer than
+    /// what is to be saved is of no use.
+    fn resume(&self, model: &Model<Cpu>, prompt: &[u32]) -> Result<Option<Resumed<Cpu>>, Failure> {
+        if !self.resume {
+            return Ok(None);
+        }
+        let wanted = &prompt[..prompt.len().min(self.save_at.unwrap_or(usize::MAX))];
+        let found = resume(model, &self.namespace, &self.subject, wanted);
+        let (resumed, why) = match found {
+            // What the store cannot give is computed.
+            Err(e) => (None, Some(e.to_string())),
+            Ok(found) => {
+                let lost = found.lost.first().map(ToString::to_string);
+                (found.resumed, lost.or_else(|| found.miss.map(|miss| miss.to_string())))
+            }
+        };
+        // Without its logits, the last of the prompt's tokens would have to be read once more, and is in already.
+        let resumed = resumed.filter(|r| r.state.position() < prompt.len() || !r.logits.is_empty());
+        let reused = resumed.as_ref().map_or(0, |r| r.state.position());
+        let mut report = json!({ "reused_tokens": reused });
+        if let Some(why) = why.filter(|_| reused < prompt.len()) {
+            report["why_not_more"] = why.into();
+        }
+        say!("{report}");
+        Ok(resumed)
+    }
+
+    /// Saves the session if it has come to where it is to be saved.
+    fn save(&self, model: &Model<Cpu>, state: &State<Cpu>, tokens: &[u32], logits: &[f32]) -> Result<(), Failure> {
+        if self.save_at == Some(tokens.len()) {
+            let new = NewSnapshot { tokens, ..NewSnapshot::default() };
+            save(model, state, logits, &self.namespace, &self.subject, &new)?;
+        }
+        Ok(())
+    }
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn alone(
+    model: &Model<Cpu>,
+    prompt: &[u32],
+    tokens: &[u32],
+    chunk: usize,
+    store: Option<&Stored>,
+) -> Result<Vec<f32>, Failure> {
+    let resumed = store.map(|store| store.resume(model, prompt)).transpose()?.flatten();
+    let Resumed { mut state, logits: mut last } = match resumed {
+        Some(resumed) => resumed,
+        None => Resumed { state: model.new_state()?, logits: Vec::new() },
+    };
+    let first = state.position();
+    let mut progress = Progress::new(prompt.len() - first, false);
+    // What is to be saved on the way ends a stretch.
+    let stop = store.and_then(|store| store.save_at).filter(|at| (first + 1..prompt.len()).contains(at));
+    for end in stop.into_iter().chain([prompt.len()]) {
+        let from = state.position();
+        if from < end {
+            let read = prefill(model, &mut state, &prompt[from..end], chunk, &mut |done| {
+                progress.update(from - first + done, "");
+                ControlFlow::Continue(())
+            })?;
+            last = read.unwrap_or_default();
+        }
+        if let Some(store) = store {
+            store.save(model, &state, &prompt[..end], &last)?;
+        }
+    }
     progress.finish();
+    let mut all = last;
+    let mut seen = prompt.to_vec();
     for &token in tokens {
         let logits = LogitsWanted::Last;
         let out = model.forward(&mut [Segment { state: &mut state, tokens: &[token], logits }])?;
-        out.into_iter().for_each(|row| all.extend(row));
+        let row = out.into_iter().next().unwrap_or_default();
+        seen.push(token);
+        if let Some(store) = store {
+            store.save(model, &state, &seen, &row)?;
+        }
+        all.extend(row);
     }
     Ok(all)
 }

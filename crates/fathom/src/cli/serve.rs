@@ -8,6 +8,7 @@ use clap::builder::NonEmptyStringValueParser;
 
 use super::Outcome;
 use super::model::{Files, Options, load};
+use super::store::StoreOptions;
 use crate::server::{Limits, Service, serve as listen};
 use crate::ui::say;
 
@@ -35,6 +36,8 @@ pub struct Args {
     #[arg(long)]
     context: Option<NonZeroUsize>,
     #[command(flatten)]
+    store: StoreOptions,
+    #[command(flatten)]
     options: Options,
 }
 
@@ -46,8 +49,9 @@ pub fn serve(args: &Args) -> Outcome {
     let name = args.served_model_name.clone().unwrap_or_else(|| files.name.clone());
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     say!("memory: {}", loaded.plan);
+    let keep = args.store.keep(&files, &loaded.model)?;
     let prompter = files.prompter()?;
-    let engine = loaded.engine(usize::from(args.requests));
+    let engine = loaded.engine(usize::from(args.requests), keep);
     let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
     listen(service, SocketAddr::new(args.host, args.port), |address| {

@@ -1,4 +1,4 @@
-//! Progress of a prefill: a bar on a terminal, a line now and then elsewhere.
+//! Progress of a prefill, or of something else that takes long: a bar on a terminal, a line now and then elsewhere.
 
 use super::say;
 use std::io::IsTerminal;
@@ -15,6 +15,9 @@ const LINES: Duration = Duration::from_secs(10);
 
 /// Shows how a prompt is being read.
 pub struct Progress {
+    /// What is done, and to how many of what.
+    what: &'static str,
+    unit: &'static str,
     total: usize,
     start: Instant,
     bar: Option<ProgressBar>,
@@ -27,8 +30,13 @@ pub struct Progress {
 impl Progress {
     /// For a prompt of `total` tokens; a quiet one shows nothing.
     pub fn new(total: usize, quiet: bool) -> Self {
+        Progress::of("reading", "tokens", total, quiet)
+    }
+
+    /// For `total` of some unit that something is done to.
+    pub fn of(what: &'static str, unit: &'static str, total: usize, quiet: bool) -> Self {
         let now = Instant::now();
-        Progress { total, start: now, bar: None, quiet, last_line: now, points: vec![(0, 0.0)] }
+        Progress { what, unit, total, start: now, bar: None, quiet, last_line: now, points: vec![(0, 0.0)] }
     }
 
     /// `done` tokens have been read; `memory` is said beside it.
@@ -46,7 +54,8 @@ impl Progress {
         if std::io::stderr().is_terminal() {
             let total = self.total as u64;
             let bar = self.bar.get_or_insert_with(|| {
-                let style = ProgressStyle::with_template("reading {wide_bar} {human_pos}/{human_len} tokens  {msg}");
+                let template = format!("{} {{wide_bar}} {{human_pos}}/{{human_len}} {}  {{msg}}", self.what, self.unit);
+                let style = ProgressStyle::with_template(&template);
                 let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
                 bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
             });
@@ -54,7 +63,8 @@ impl Progress {
             bar.set_message(message);
         } else if self.last_line.elapsed() >= LINES {
             self.last_line = Instant::now();
-            say!("reading: {} of {} tokens, {message}", commas(done), commas(self.total));
+            let (done, total) = (commas(done), commas(self.total));
+            say!("{}: {done} of {total} {}, {message}", self.what, self.unit);
         }
     }
 

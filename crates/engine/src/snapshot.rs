@@ -1,0 +1,112 @@
+//! Sessions into a store and back.
+//!
+//! A snapshot's tail is the number of logits (u32, little-endian), that many f32, and the model's tail: with the logits that
+//! follow its last token a session goes on at once, without reading that token again.
+
+use fathom_kernels::Device;
+use fathom_model::{Model, State};
+use fathom_store::{Miss, Namespace, NewSnapshot, Saved, Subject};
+
+/// Errors of saving and resuming.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] fathom_store::Error),
+    /// The model's state could not be read or made.
+    #[error(transparent)]
+    Model(#[from] fathom_model::Error),
+}
+
+/// What the states of a model are stored under. `fingerprint` is its checkpoint's.
+pub fn subject<D: Device>(model: &Model<D>, fingerprint: [u8; 32]) -> Subject {
+    Subject { model: fingerprint, profile: model.device().profile(), page: Model::<D>::PAGE }
+}
+
+/// Saves a session: `state` has seen `snapshot.tokens`, and `logits` follow them. Only pages that the store does not have are
+/// read and written.
+///
+/// # Errors
+/// Those of the store and the device. Nothing is listed after an error.
+pub fn save<D: Device>(
+    model: &Model<D>,
+    state: &State<D>,
+    logits: &[f32],
+    namespace: &Namespace,
+    subject: &Subject,
+    snapshot: &NewSnapshot<'_>,
+) -> Result<Saved, SnapshotError> {
+    assert_eq!(snapshot.tokens.len(), state.position(), "the tokens of the session");
+    let mut tail = (logits.len() as u32).to_le_bytes().to_vec();
+    tail.extend(logits.iter().flat_map(|v| v.to_le_bytes()));
+    tail.extend(model.tail(state)?);
+    Ok(namespace.save(subject, snapshot, &mut |page| Ok(model.page(state, page)?), &tail)?)
+}
+
+/// A session that goes on from a snapshot.
+#[derive(Debug)]
+pub struct Resumed<D: Device> {
+    /// It has seen the first `state.position()` of the tokens asked for.
+    pub state: State<D>,
+    /// What follows the last of them; empty if the snapshot did not keep it.
+    pub logits: Vec<f32>,
+}
+
+/// What a store had for some tokens.
+#[derive(Debug)]
+pub struct Resume<D: Device> {
+    /// The longest there was, if any.
+    pub resumed: Option<Resumed<D>>,
+    /// Why it is not longer; none if it has all.
+    pub miss: Option<Miss>,
+    /// Snapshots that would have been taken but could not be read, and what was wrong with them.
+    pub lost: Vec<fathom_store::Error>,
+}
+
+/// The longest snapshot whose tokens are the first of `tokens`, as a session. A damaged one is passed over for the next best.
+///
+/// # Errors
+/// The store could not be asked, or the ledger has no room. A caller that can compute goes on without.
+pub fn resume<D: Device>(
+    model: &Model<D>,
+    namespace: &Namespace,
+    subject: &Subject,
+    tokens: &[u32],
+) -> Result<Resume<D>, SnapshotError> {
+    let mut lost = Vec::new();
+    loop {
+        let found = namespace.find(subject, tokens)?;
+        let Some(best) = found.best else { return Ok(Resume { resumed: None, miss: found.miss, lost }) };
+        match load(model, namespace, best.id, best.position) {
+            Ok(resumed) => return Ok(Resume { resumed: Some(resumed), miss: found.miss, lost }),
+            // The store has forgotten it, and finds another or none. One that it does not forget would be found for ever.
+            Err(SnapshotError::Store(e)) if e.is_lost() && lost.len() < MOST_LOST => lost.push(e),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Snapshots that are tried at most.
+const MOST_LOST: usize = 100;
+
+fn load<D: Device>(
+    model: &Model<D>,
+    namespace: &Namespace,
+    id: fathom_store::Id,
+    position: usize,
+) -> Result<Resumed<D>, SnapshotError> {
+    let foreign = || SnapshotError::Model(fathom_model::Error::Snapshot { position });
+    let mut loaded = namespace.load(&id)?;
+    let (count, rest) = loaded.tail.split_first_chunk::<4>().ok_or_else(foreign)?;
+    let count = u32::from_le_bytes(*count) as usize;
+    if count != 0 && count != model.config().vocab_size || rest.len() < 4 * count {
+        return Err(foreign());
+    }
+    let (logits, tail) = rest.split_at(4 * count);
+    let logits = logits.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let state = model.restore(position, tail, |_| match loaded.pages.next() {
+        Some(page) => page.map_err(SnapshotError::from),
+        None => Err(foreign()),
+    })?;
+    Ok(Resumed { state, logits })
+}
