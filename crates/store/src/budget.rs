@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use crate::backend::Mode;
+use crate::files::Mode;
 use crate::sealed::{Kind, max_file};
 use crate::store::{Shared, Store, lock};
 use crate::{Error, backend, key};

@@ -19,8 +19,8 @@ const MAX_HEAD: u64 = 256 << 20;
 const MAX_PART: u64 = 16 << 30;
 
 impl Namespace {
-    /// Writes a snapshot as one file with everything in it, checksummed. It is neither compressed nor encrypted, even if
-    /// the store is.
+    /// Writes a snapshot as one file with everything in it, checksummed. It is neither compressed nor encrypted, even
+    /// if the store is.
     ///
     /// # Errors
     /// As [`Namespace::load`], and [`Error::Stream`].

@@ -8,14 +8,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::Error;
-use crate::backend::{self, Listed};
-use crate::key;
+use crate::files::Listed;
 use crate::marks::ENDINGS;
 use crate::name::{Id, Name};
 use crate::refresh::Seen;
 use crate::space::Space;
 use crate::store::lock;
+use crate::{Error, backend, key};
 
 /// What was freed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -19,6 +19,7 @@ mod evict;
 mod export;
 #[cfg(test)]
 mod faults;
+mod files;
 mod find;
 mod free;
 mod index;
@@ -31,6 +32,7 @@ mod name;
 mod namespace;
 mod object;
 mod refresh;
+mod s3;
 mod save;
 mod sealed;
 mod space;
@@ -38,6 +40,7 @@ mod store;
 mod tokens;
 mod usage;
 mod verify;
+mod writer;
 
 pub use chain::{Match, Subject};
 pub use collect::Collected;

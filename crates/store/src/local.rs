@@ -5,14 +5,14 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
 use crate::Error;
+use crate::files::Place;
 use crate::store::MARKER;
 
 /// How deep the files of a store lie.
@@ -22,8 +22,8 @@ fn access(action: &'static str, path: &Path, cause: io::Error) -> Error {
     Error::Access { action, place: path.display().to_string(), cause: Box::new(cause) }
 }
 
-/// Makes the folder if it is not there, for its owner only. Gives it twice: with all writes synced, and with none.
-pub(crate) fn open(path: &Path) -> Result<([Arc<dyn ObjectStore>; 2], Option<PathBuf>), Error> {
+/// Makes the folder if it is not there, for its owner only.
+pub(crate) fn open(path: &Path) -> Result<Place, Error> {
     let mut builder = DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
@@ -35,7 +35,7 @@ pub(crate) fn open(path: &Path) -> Result<([Arc<dyn ObjectStore>; 2], Option<Pat
         place: path.display().to_string(),
         cause: Box::new(e),
     })?;
-    Ok(([Arc::new(store.clone().with_fsync(true)), Arc::new(store)], Some(path)))
+    Ok(Place { store: Arc::new(store.clone().with_fsync(true)), quick: Arc::new(store), folder: Some(path) })
 }
 
 /// A folder with other things in it is somebody else's. An empty one or a store's is closed to others.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::backend::Mode;
 use crate::cursor::{Cursor, put_text};
+use crate::files::Mode;
 use crate::manifest::MAX_NAME;
 use crate::name::Id;
 use crate::sealed::{Kind, max_file};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::Error;
-use crate::backend::Mode;
+use crate::files::Mode;
 use crate::manifest::Object;
 use crate::sealed::{Kind, Problem, max_file};
 use crate::space::Space;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::Error;
-use crate::backend::Listed;
+use crate::files::Listed;
 use crate::manifest::{self, Manifest};
 use crate::marks::{self, Mark, USED};
 use crate::name::{Id, Name};

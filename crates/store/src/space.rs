@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use crate::backend::Mode;
 use crate::chain::Secret;
+use crate::files::Mode;
 use crate::index::Index;
 use crate::key::{self, Namer};
 use crate::name::{Id, Name};

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::backend::{Backend, Mode};
+use crate::backend::Backend;
 use crate::budget::Written;
 use crate::cache::Cache;
+use crate::files::Mode;
 use crate::namespace::Namespace;
 use crate::sealed::Sealer;
 use crate::space::Space;

@@ -21,7 +21,7 @@ fn step(ns: &Namespace, random: u32) {
     }
     match random / 142 % 8 {
         0..4 => {
-            let new = NewSnapshot { tokens: &some, pinned: random % 17 == 0, ..NewSnapshot::default() };
+            let new = NewSnapshot { tokens: &some, pinned: random.is_multiple_of(17), ..NewSnapshot::default() };
             save_as(ns, &subject(), &new).unwrap();
         }
         4 => {

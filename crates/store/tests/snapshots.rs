@@ -312,7 +312,8 @@ proptest! {
         random: bool,
     ) {
         let folder = new_folder();
-        let ns = open(folder.path(), Options { cache: Some("/nonexistent/x".into()), ..options() }).namespace("a").unwrap();
+        let options = Options { cache: Some("/nonexistent/x".into()), ..options() };
+        let ns = open(folder.path(), options).namespace("a").unwrap();
         let mut file = [&b"fathomex\x01\0\0\0\0\0\0\0"[..], &bytes].concat();
         if !random {
             let all = tokens(3, 6);
