@@ -121,7 +121,7 @@ impl<D: Device> Model<D> {
     /// give the same bytes, in whatever chunks they came.
     ///
     /// # Errors
-    /// The device could not read it.
+    /// [`Error::Broken`], and the device could not read it.
     pub fn page(&self, state: &State<D>, i: usize) -> Result<Vec<u8>, Error> {
         state.page(&self.device, &self.layout, i)
     }

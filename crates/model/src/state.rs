@@ -210,13 +210,15 @@ impl<D: Device> State<D> {
                 });
             }
         }
-        if !self.position.is_multiple_of(PAGE)
-            && let Some(open) = self.pages.last_mut()
-            && Arc::get_mut(open).is_none()
-        {
-            *open = Arc::new(copy(open, layout.page)?);
+        if !self.position.is_multiple_of(PAGE) {
+            let open = &mut self.pages[self.position / PAGE];
+            if Arc::get_mut(open).is_none() {
+                *open = Arc::new(copy(open, layout.page)?);
+            }
         }
-        self.grow(device, layout, end)
+        let before = self.pages.len();
+        // Pages without positions are nobody's: a fork would share them.
+        self.grow(device, layout, end).inspect_err(|_| self.pages.truncate(before))
     }
 
     fn grow(&mut self, device: &D, layout: &Layout, end: usize) -> Result<(), Error> {
@@ -228,7 +230,10 @@ impl<D: Device> State<D> {
 
     /// Bytes of full page `i`.
     pub(crate) fn page(&self, device: &D, layout: &Layout, i: usize) -> Result<Vec<u8>, Error> {
-        assert!(self.whole && i < self.position / PAGE, "a full page");
+        if !self.whole {
+            return Err(Error::Broken);
+        }
+        assert!(i < self.position / PAGE, "a full page");
         Ok(device.read(&self.pages[i], 0..layout.page)?)
     }
 

@@ -241,3 +241,32 @@ fn bad_arguments_touch_nothing() {
     push(&[1; 10]).unwrap();
     assert_eq!(state.position(), 50);
 }
+
+/// A pass that found no memory leaves the session as it was, for itself and for its forks.
+#[test]
+fn no_memory_is_no_harm() {
+    let checkpoint = Synth::tiny(1).checkpoint().unwrap();
+    let model = model(&checkpoint, Cpu::isas()[0], 1, Profile::Native);
+    let ledger = model.device().ledger();
+    let mut state = model.new_state().unwrap();
+    let read = |state: &mut State<Cpu>, n: usize| {
+        let tokens = vec![1; n];
+        model.forward(&mut [Segment { state, tokens: &tokens, logits: LogitsWanted::None }]).map(drop)
+    };
+    read(&mut state, 500).unwrap();
+    ledger.limit(Share::State, model.state_bytes(2000));
+    read(&mut state, 3000).unwrap_err();
+    assert_eq!(ledger.holding(Share::State).held, model.state_bytes(500), "given back");
+    ledger.limit(Share::State, u64::MAX);
+    read(&mut state, 1).unwrap();
+    let mut fork = model.fork(&state).unwrap();
+    read(&mut fork, 600).unwrap();
+    read(&mut state, 600).unwrap();
+    assert_eq!(model.tail(&state).unwrap(), model.tail(&fork).unwrap());
+
+    // One that failed on the way is broken, and says so.
+    ledger.limit(Share::Scratch, 1);
+    read(&mut state, 1).unwrap_err();
+    assert!(matches!(model.page(&state, 0), Err(fathom_model::Error::Broken)));
+    assert!(matches!(model.tail(&state), Err(fathom_model::Error::Broken)));
+}

@@ -43,17 +43,20 @@ impl<const BF16: bool> Avx512<BF16> {
 fn bf16_is_two_fmas() -> bool {
     let (tiny, one) = (2f32.powi(-24), 1f32);
     let next = one + f32::EPSILON;
-    // c, high product, low product → what two sums give.
+    let (large, half) = (2f32.powi(64), 2f32.powi(127));
+    // c, the high halves, the low half of one (the other's is 1) → what two sums give.
     let cases = [
-        (one, tiny, tiny, one),
-        (next, tiny, -one, 2.0 * f32::EPSILON),
-        (-one, one, tiny, tiny),
-        (one, tiny, -one, 0.0),
-        (tiny, one, -one, 0.0),
+        (one, [tiny, one], tiny, one),
+        (next, [tiny, one], -one, 2.0 * f32::EPSILON),
+        (-one, [one, one], tiny, tiny),
+        (one, [tiny, one], -one, 0.0),
+        (tiny, [one, one], -one, 0.0),
+        // A product that is larger than any f32, and a sum that is not.
+        (-half, [large, large], 0.0, half),
     ];
     cases.iter().all(|&(c, high, low, want)| {
         let pair = |high: f32, low: f32| (high.to_bits() & 0xffff_0000 | low.to_bits() >> 16) as i32;
-        let (a, b) = (_mm512_set1_epi32(pair(high, low)), _mm512_set1_epi32(pair(one, one)));
+        let (a, b) = (_mm512_set1_epi32(pair(high[0], low)), _mm512_set1_epi32(pair(high[1], one)));
         let got = _mm512_dpbf16_ps(_mm512_set1_ps(c), pairs(a), pairs(b));
         _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(got, _mm512_set1_ps(want)) == u16::MAX
     })

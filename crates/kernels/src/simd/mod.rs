@@ -28,7 +28,7 @@ pub(crate) const LANES: usize = 16;
 /// FP4 weights are fed to integer products as `2·value + FP4_BIAS`, which is never negative.
 pub(crate) const FP4_BIAS: i32 = 12;
 
-/// 2⁻⁷⁰, the least that an input rounded to bfloat16 may be. Together with weights of 2⁻⁴⁰ and more it keeps products and
+/// 2⁻⁷⁰, the least that an input rounded to bfloat16 may be. Together with weights whose last bit is 2⁻⁴⁹ or more it keeps products and
 /// sums among the normal numbers, where bfloat16 instructions give the bits of f32's.
 pub(crate) const BF16_LEAST: f32 = f32::from_bits((127 - 70) << 23);
 

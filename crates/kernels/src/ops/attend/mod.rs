@@ -4,7 +4,7 @@
 //! part after it [`PART`] compressed entries, by number (HCA) or by rank in the selection (CSA). Keys come in tiles of
 //! [`TILE`], over which runs an online softmax, for each part its own; inside a tile, key j's weight is summed in lane j mod
 //! 16 and values are added by ascending key. Part 0 starts from the sink, and the others are merged into it ascending.
-//! Nothing as long as the context is ever held, but by one row alone: its parts are shared out to threads and wait.
+//! Nothing as long as the context is ever held, but by a few rows alone: their parts are shared out to threads and wait.
 //!
 //! In the native profile queries and weights are rounded to bfloat16, as keys are: see [`tile::Arithmetic`].
 

@@ -181,3 +181,22 @@ fn is_the_formula_for_every_cut_and_everywhere() {
         }
     }
 }
+
+/// A key that is no number reaches the rows that see it and no others, whichever rows share a task with them.
+#[test]
+fn nan_reaches_only_those_who_see_it() {
+    let row = RowShape { width: 128, rope: 64 };
+    for bad in [20, 21] {
+        let mut case = Case::new(&mut Random(13), 2, row, 16, 0, 40);
+        let rope = bad * row.bytes() + row.bytes() - 128;
+        case.rows[rope..rope + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+        for isa in Isa::available() {
+            for cuts in [&[40][..], &[1; 40], &[22, 18]] {
+                let out = case.run(isa, Profile::Native, 2, cuts);
+                let nan = |row: usize| out[row * 256..(row + 1) * 256].iter().any(|v| v.is_nan());
+                let rows: Vec<usize> = (0..40).filter(|&row| nan(row)).collect();
+                assert_eq!(rows, (bad..bad + 16).collect::<Vec<_>>(), "{} {bad}", isa.name());
+            }
+        }
+    }
+}

@@ -9,7 +9,7 @@ use crate::simd::{LANES, Simd, load_part, store_part};
 /// Keys decoded and weighed together.
 pub(super) const TILE: usize = 32;
 
-/// Sums below this are taken for zero when they are scaled down, as [`Arithmetic::Rounded`] has it.
+/// Sums of no more than this become zero when they are scaled down, as [`Arithmetic::Rounded`] has it.
 const LEAST: f32 = f32::from_bits((127 - 90) << 23);
 
 /// What is multiplied.
@@ -68,7 +68,6 @@ impl Keys {
         let (d, stride, dims_stride) = (self.width, self.stride(), self.dims_stride());
         assert!(d.is_multiple_of(2 * LANES) && some.end <= TILE && self.values.len() == TILE * stride, "a tile");
         assert!(self.dims.len() == TILE * dims_stride && self.couples.len() == TILE / 2 * stride, "a tile's pairs");
-        let zero = s.splat(0.0);
         // SAFETY: by the assertions.
         unsafe {
             for j in some.clone() {
@@ -77,15 +76,11 @@ impl Keys {
                     s.store(out.add(at), s.pair(s.load(key.add(2 * at)), s.load(key.add(2 * at + LANES))));
                 }
             }
-            for j in some.start / 2..some.end.div_ceil(2) {
+            for j in some.start.div_ceil(2)..some.end / 2 {
                 let (first, out) =
                     (self.values.as_ptr().add(2 * j * stride), self.couples.as_mut_ptr().add(j * stride));
-                // What was not decoded has no weight, and must not be infinite.
-                let [a, b] = [2 * j, 2 * j + 1].map(|j| some.contains(&j));
                 for at in (0..d).step_by(LANES) {
-                    let a = if a { s.load(first.add(at)) } else { zero };
-                    let b = if b { s.load(first.add(stride + at)) } else { zero };
-                    s.store(out.add(at), s.pair(a, b));
+                    s.store(out.add(at), s.pair(s.load(first.add(at)), s.load(first.add(stride + at))));
                 }
             }
         }
@@ -342,20 +337,18 @@ impl Heads {
         acc: &mut [f32],
     ) {
         let (d, heads) = (keys.width, self.keep.len());
-        // A step is a key, or two.
-        let steps = if PAIRED { live.start / 2..live.end.div_ceil(2) } else { live };
         // Some dims of every head, then the next: that part of the keys stays in the first cache.
         let mut at = 0;
         while at < d {
             let wide = at + N * LANES <= d;
             let mut h = 0;
             while h < heads {
-                let steps = steps.clone();
+                let live = live.clone();
                 match (wide, h + R <= heads) {
-                    (true, true) => self.sums::<S, R, N, PAIRED>(s, keys, steps, fresh, acc, h, at),
-                    (true, false) => self.sums::<S, 1, N, PAIRED>(s, keys, steps, fresh, acc, h, at),
-                    (false, true) => self.sums::<S, R, 1, PAIRED>(s, keys, steps, fresh, acc, h, at),
-                    (false, false) => self.sums::<S, 1, 1, PAIRED>(s, keys, steps, fresh, acc, h, at),
+                    (true, true) => self.sums::<S, R, N, PAIRED>(s, keys, live, fresh, acc, h, at),
+                    (true, false) => self.sums::<S, 1, N, PAIRED>(s, keys, live, fresh, acc, h, at),
+                    (false, true) => self.sums::<S, R, 1, PAIRED>(s, keys, live, fresh, acc, h, at),
+                    (false, false) => self.sums::<S, 1, 1, PAIRED>(s, keys, live, fresh, acc, h, at),
                 }
                 h += if h + R <= heads { R } else { 1 };
             }
@@ -369,19 +362,15 @@ impl Heads {
         &self,
         s: S,
         keys: &Keys,
-        steps: Range<usize>,
+        live: Range<usize>,
         fresh: bool,
         acc: &mut [f32],
         h: usize,
         at: usize,
     ) {
         let (d, stride) = (keys.width, keys.stride());
-        let (tile, keys, weights) = match PAIRED {
-            true => (TILE / 2, &keys.couples, &self.couples),
-            false => (TILE, &keys.values, &self.weights),
-        };
-        let (acc, weights) = (&mut acc[h * d..(h + R) * d], &weights[h * tile..(h + R) * tile]);
-        assert!(at + N * LANES <= d && steps.end <= tile && keys.len() == tile * stride, "a tile");
+        let (acc, weights) = (&mut acc[h * d..(h + R) * d], &self.weights[h * TILE..(h + R) * TILE]);
+        assert!(at + N * LANES <= d && live.end <= TILE && keys.values.len() == TILE * stride, "a tile");
         // SAFETY: by the slices and the assertion.
         unsafe {
             let mut sums = [[s.splat(0.0); N]; R];
@@ -392,23 +381,65 @@ impl Heads {
                     }
                 }
             }
-            for j in steps {
-                let mut key = [s.splat(0.0); N];
-                for b in 0..N {
-                    key[b] = s.load(keys.as_ptr().add(j * stride + at + b * LANES));
+            if PAIRED {
+                let couples = &self.couples[h * TILE / 2..(h + R) * TILE / 2];
+                assert!(keys.couples.len() == TILE / 2 * stride, "a tile's pairs");
+                // A key whose neighbour this row does not see goes alone: what a neighbour holds may be no number.
+                let both = live.start.div_ceil(2)..live.end / 2;
+                for j in live.start..live.end.min(2 * both.start) {
+                    step::<S, R, N, false>(s, keys.values.as_ptr().add(j * stride + at), weights, TILE, j, &mut sums);
                 }
-                for a in 0..R {
-                    let weight = s.splat(*weights.get_unchecked(a * tile + j));
-                    for b in 0..N {
-                        let sum = sums[a][b];
-                        sums[a][b] = if PAIRED { s.dot_pair(weight, key[b], sum) } else { s.fma(weight, key[b], sum) };
-                    }
+                for j in both {
+                    step::<S, R, N, true>(
+                        s,
+                        keys.couples.as_ptr().add(j * stride + at),
+                        couples,
+                        TILE / 2,
+                        j,
+                        &mut sums,
+                    );
+                }
+                for j in live.start.max(live.end / 2 * 2)..live.end {
+                    step::<S, R, N, false>(s, keys.values.as_ptr().add(j * stride + at), weights, TILE, j, &mut sums);
+                }
+            } else {
+                for j in live {
+                    step::<S, R, N, false>(s, keys.values.as_ptr().add(j * stride + at), weights, TILE, j, &mut sums);
                 }
             }
             for a in 0..R {
                 for b in 0..N {
                     s.store(acc.as_mut_ptr().add(a * d + at + b * LANES), sums[a][b]);
                 }
+            }
+        }
+    }
+}
+
+/// Adds a key, or two in pairs, to the sums of R heads and N times sixteen dims; head a's weight is `weights[a · tile + j]`.
+///
+/// # Safety
+/// `key` has N times sixteen values, and the weights are there.
+#[inline(always)]
+unsafe fn step<S: Simd, const R: usize, const N: usize, const PAIRED: bool>(
+    s: S,
+    key: *const f32,
+    weights: &[f32],
+    tile: usize,
+    j: usize,
+    sums: &mut [[S::F; N]; R],
+) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        let mut values = [s.splat(0.0); N];
+        for b in 0..N {
+            values[b] = s.load(key.add(b * LANES));
+        }
+        for a in 0..R {
+            let weight = s.splat(*weights.get_unchecked(a * tile + j));
+            for b in 0..N {
+                let sum = sums[a][b];
+                sums[a][b] = if PAIRED { s.dot_pair(weight, values[b], sum) } else { s.fma(weight, values[b], sum) };
             }
         }
     }
