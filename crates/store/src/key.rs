@@ -67,6 +67,11 @@ impl Namer {
         Namer(key.map(|key| key.names(secret)))
     }
 
+    /// The BLAKE3 of the plaintext that a name stands for, if the name tells.
+    pub(crate) fn hash(&self, name: &Name) -> Option<[u8; 32]> {
+        self.0.is_none().then_some(name.0)
+    }
+
     /// The name of some plaintext, of which `known` is the BLAKE3 if it is known already.
     pub(crate) fn name(&self, plain: &[u8], known: Option<[u8; 32]>) -> Name {
         Name(match (&self.0, known) {

@@ -76,6 +76,16 @@ impl Sealer {
 
     /// Header and body.
     pub(crate) fn seal(&self, kind: Kind, plain: Bytes) -> Result<[Bytes; 2], Error> {
+        self.seal_hashed(kind, plain, None)
+    }
+
+    /// Header and body of some plaintext, of which `hash` is the BLAKE3 if it is known already.
+    pub(crate) fn seal_hashed(
+        &self,
+        kind: Kind,
+        plain: Bytes,
+        mut hash: Option<[u8; 32]>,
+    ) -> Result<[Bytes; 2], Error> {
         let length = plain.len() as u64;
         let mut flags = 0;
         let mut body = plain;
@@ -88,6 +98,7 @@ impl Sealer {
             if packed.len() < body.len() {
                 flags |= ZSTD;
                 body = packed.into();
+                hash = None;
             }
         }
         let mut nonce = [0; 24];
@@ -107,8 +118,9 @@ impl Sealer {
                 problem: format!("{} bytes are too many to encrypt as one page", body.len()),
             })?;
             body = secret.into();
+            hash = None;
         }
-        header.extend(blake3::hash(&body).as_bytes());
+        header.extend(hash.unwrap_or_else(|| *blake3::hash(&body).as_bytes()));
         let check = blake3::hash(&header);
         header.extend(&check.as_bytes()[..8]);
         Ok([header.into(), body])

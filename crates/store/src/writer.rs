@@ -133,7 +133,7 @@ impl<'a> Writer<'a> {
         if !self.put.insert(name) {
             return Ok(object);
         }
-        let parts = space.shared.sealer.seal(Kind::Object, plain)?;
+        let parts = space.shared.sealer.seal_hashed(Kind::Object, plain, space.namer.hash(&name))?;
         while self.waiting.len() >= AHEAD {
             self.finish_one()?;
         }
