@@ -131,8 +131,12 @@ proptest! {
         // Other sizes are another model's.
         prop_assert!(restore(n, &pages, &tail[1..]).is_err());
         prop_assert!(restore(n + Model::<Cpu>::PAGE, &pages, &tail).is_err());
-        let short: Vec<Vec<u8>> = pages.iter().map(|page| page[1..].to_vec()).collect();
-        prop_assert!(pages.is_empty() || restore(n, &short, &tail).is_err());
+        // A model of windows alone keeps nothing in its pages.
+        if let Some(at) = pages.iter().position(|page| !page.is_empty()) {
+            let mut short = pages.clone();
+            short[at].pop();
+            prop_assert!(restore(n, &short, &tail).is_err());
+        }
     }
 
     /// A fork and its origin go their own ways, each as if it had been alone; full pages are held once.
