@@ -308,6 +308,15 @@ pub struct Expert<B> {
     pub w3: Matrix<B>,
 }
 
+/// What all experts of a layer have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertShape {
+    /// How their matrices are stored.
+    pub format: Format,
+    /// `moe_intermediate_size`.
+    pub inter: usize,
+}
+
 /// A place that computes. See the module's text.
 ///
 /// Errors of every operation: [`Error::OutOfMemory`] when the ledger has no room for the result or the scratch.
@@ -315,6 +324,8 @@ pub struct Expert<B> {
 pub trait Device: Send + Sync + Sized + 'static {
     /// Memory of this device.
     type Buffer: Send + Sync + std::fmt::Debug + 'static;
+    /// Routed experts of which some have been computed.
+    type ExpertsUnderWay;
 
     /// Device class and instruction set, for people.
     fn name(&self) -> String;
@@ -498,6 +509,35 @@ pub trait Device: Send + Sync + Sized + 'static {
         routing: &Routing,
         experts: &[Expert<Self::Buffer>],
         limit: f32,
+        y: &mut Array<Self::Buffer>,
+    ) -> Result<(), Error>;
+
+    /// Bytes of scratch that [`Device::experts_begin`] and [`Device::experts_some`] take for `rows` rows.
+    fn experts_in_parts_bytes(&self, rows: usize, slots: usize, width: usize, inter: usize) -> usize;
+
+    /// [`Device::experts`] with the experts a few at a time, in any order, as they come: begins.
+    fn experts_begin(
+        &self,
+        x: &Array<Self::Buffer>,
+        routing: &Routing,
+        shape: ExpertShape,
+    ) -> Result<Self::ExpertsUnderWay, Error>;
+
+    /// Computes some of the experts, by number, for the rows that go to them: each expert of the routing once in all.
+    fn experts_some(
+        &self,
+        under_way: &mut Self::ExpertsUnderWay,
+        x: &Array<Self::Buffer>,
+        routing: &Routing,
+        some: &[(u32, &Expert<Self::Buffer>)],
+        limit: f32,
+    ) -> Result<(), Error>;
+
+    /// Sums up, in slot order, and adds to `y` `[n, D]`: with the bits of [`Device::experts`].
+    fn experts_end(
+        &self,
+        under_way: Self::ExpertsUnderWay,
+        slots: usize,
         y: &mut Array<Self::Buffer>,
     ) -> Result<(), Error>;
 }

@@ -28,9 +28,11 @@ pub enum Error {
         /// The names that would do.
         available: String,
     },
-    /// The system gave no memory for session state.
-    #[error("the system has no {} for session state: {source}; close other sessions or use a shorter context", human(*.bytes))]
+    /// The system gave no memory.
+    #[error("the system has no {} for {share}: {source}; give it less to hold, with --memory or a shorter context", human(*.bytes))]
     Map {
+        /// What it was for.
+        share: Share,
         /// Bytes asked for.
         bytes: u64,
         /// What the system said.

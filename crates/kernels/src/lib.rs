@@ -7,6 +7,7 @@ mod cpu;
 mod device;
 mod error;
 pub mod formats;
+mod frames;
 mod ledger;
 pub mod math;
 mod ops;
@@ -15,8 +16,9 @@ mod profile;
 mod simd;
 mod sync;
 
-pub use cpu::{Buffer, Cpu, CpuOptions, Peaks};
+pub use cpu::{Buffer, Cpu, CpuOptions, ExpertsUnderWay, Peaks};
 pub use device::*;
 pub use error::{Error, human};
+pub use frames::{FRAME_ALIGN, Frame, Frames};
 pub use ledger::{Holding, Ledger, Reservation, Share};
 pub use profile::Profile;

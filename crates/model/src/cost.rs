@@ -2,10 +2,11 @@
 
 use std::ops::{Add, AddAssign};
 
-use fathom_kernels::{Device, Expert, Format, Matrix, index_row_bytes};
+use fathom_kernels::{Device, Expert, ExpertShape, Format, Matrix, index_row_bytes};
 
 use crate::Model;
 use crate::attention::{Kind, LayerCompressor};
+use crate::moe::Experts;
 
 /// The least that a pass needs.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -33,7 +34,7 @@ impl AddAssign for Cost {
 }
 
 /// A matrix read once for `n` inputs.
-fn product<B>(w: &Matrix<B>, n: f64, fp4_in_int8: bool) -> Cost {
+fn operations<B>(w: &Matrix<B>, n: f64, fp4_in_int8: bool) -> Cost {
     let operations = 2.0 * w.rows as f64 * w.cols as f64 * n;
     let int8 = fp4_in_int8 && w.format == Format::Fp4;
     Cost {
@@ -48,7 +49,7 @@ impl<D: Device> Model<D> {
     /// if routing were uniform. `fp4_in_int8` says whether FP4 weights meet int8 inputs, as in the native profile.
     pub fn cost(&self, start: usize, tokens: usize, outputs: usize, fp4_in_int8: bool) -> Cost {
         let (n, end) = (tokens as f64, start + tokens);
-        let product = |w: &Matrix<D::Buffer>, n: f64| product(w, n, fp4_in_int8);
+        let product = |w: &Matrix<D::Buffer>, n: f64| operations(w, n, fp4_in_int8);
         let expert = |e: &Expert<D::Buffer>, n: f64| product(&e.w1, n) + product(&e.w2, n) + product(&e.w3, n);
         let compressor = |c: &LayerCompressor<D>| product(&c.wkv, n) + product(&c.wgate, n);
         // Sums over the pass's positions p of what p sees, a function of p + 1.
@@ -62,10 +63,21 @@ impl<D: Device> Model<D> {
             }
             all += product(&block.attention_connection.hyper.mix, n) + product(&block.experts_connection.hyper.mix, n);
             all += expert(&moe.shared, n);
-            if let Some(first) = moe.experts.first() {
-                let share = moe.slots as f64 / moe.experts.len() as f64;
-                let touched = moe.experts.len() as f64 * (1.0 - (1.0 - share).powf(n));
-                let one = expert(first, n * moe.slots as f64);
+            let share = moe.slots as f64 / moe.count as f64;
+            let touched = moe.count as f64 * (1.0 - (1.0 - share).powf(n));
+            let one = match (&moe.experts, &self.cache) {
+                (Experts::Here(all), _) => all.first().map(|first| expert(first, n * moe.slots as f64)),
+                (Experts::Streamed, cache) => cache.as_ref().map(|cache| {
+                    let ExpertShape { format, inter } = cache.shape();
+                    let matrix = |rows, cols| Matrix { format, rows, cols, data: (), scale: None };
+                    let (up, down) = (matrix(inter, self.config.hidden_size), matrix(self.config.hidden_size, inter));
+                    let n = n * moe.slots as f64;
+                    operations(&up, n, fp4_in_int8)
+                        + operations(&up, n, fp4_in_int8)
+                        + operations(&down, n, fp4_in_int8)
+                }),
+            };
+            if let Some(one) = one {
                 all += Cost { bytes: one.bytes * touched, ..one };
             }
 

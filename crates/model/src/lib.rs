@@ -14,6 +14,7 @@ mod model;
 mod moe;
 mod rope;
 mod state;
+mod stream;
 
 pub use cost::Cost;
 pub use error::Error;

@@ -4,13 +4,14 @@ use bytes::Bytes;
 use fathom_kernels::{
     Attention, Compressor, Device, EntryKind, Expert, Gate, Hyper, IndexShape, Matrix, RowShape, Share,
 };
+use fathom_weights::experts::{ExpertCache, StreamOptions};
 use fathom_weights::{Checkpoint, Config};
 
 use crate::attention::{Indexer, Kind, LayerCompressor, SelfAttention};
 use crate::block::Block;
 use crate::mhc::Connection;
 use crate::model::hyper_shape;
-use crate::moe::Moe;
+use crate::moe::{Experts, Moe};
 use crate::rope::frequencies;
 use crate::state::Layout;
 use crate::{Error, Model};
@@ -20,6 +21,8 @@ struct Loader<'a, D: Device> {
     device: &'a D,
     checkpoint: &'a Checkpoint,
     config: &'a Config,
+    /// Weights are copied into memory of the device's, and experts stay in their files.
+    stream: bool,
 }
 
 impl<D: Device> Model<D> {
@@ -29,18 +32,44 @@ impl<D: Device> Model<D> {
     /// # Errors
     /// What the checkpoint and the device say, and [`Error::HashTable`].
     pub fn load(device: D, checkpoint: &Checkpoint) -> Result<Self, Error> {
+        Self::with(device, checkpoint, None)
+    }
+
+    /// Takes the weights from a checkpoint that does not fit into memory: all but the routed experts are copied, and experts
+    /// are read as they are needed, with the same results.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and a shard cannot be opened for reading experts.
+    pub fn stream(device: D, checkpoint: &Checkpoint, options: StreamOptions) -> Result<Self, Error> {
+        // Headers were read through mappings; what comes now is not.
+        checkpoint.forget_mapped();
+        let cache = ExpertCache::new(&device, checkpoint, options)?;
+        Self::with(device, checkpoint, Some(cache))
+    }
+
+    fn with(device: D, checkpoint: &Checkpoint, cache: Option<ExpertCache<D>>) -> Result<Self, Error> {
         let config = checkpoint.config().clone();
-        let load = Loader { device: &device, checkpoint, config: &config };
+        let load = Loader { device: &device, checkpoint, config: &config, stream: cache.is_some() };
         let layers = (0..config.num_hidden_layers).map(|i| load.block(i)).collect::<Result<_, _>>()?;
         let (embed, head) = (load.matrix("embed")?, load.matrix("head")?);
         let (head_mix, norm) = (load.hyper("hc_head")?, load.vector("norm.weight")?);
-        Ok(Model { layout: Layout::new(&config), embed, layers, head_mix, norm, head, config, device })
+        Ok(Model { layout: Layout::new(&config), embed, layers, head_mix, norm, head, config, cache, device })
     }
 }
 
 impl<D: Device> Loader<'_, D> {
     fn matrix(&self, name: &str) -> Result<Matrix<D::Buffer>, Error> {
+        if self.stream {
+            return self.checkpoint.matrix_with(name, |tensor| self.copy(tensor));
+        }
         Ok(self.checkpoint.matrix(name)?.try_map(|bytes: Bytes| self.device.upload(bytes))?)
+    }
+
+    /// A tensor's bytes in memory of the device's.
+    fn copy(&self, name: &str) -> Result<D::Buffer, Error> {
+        let mut buffer = self.device.alloc(Share::Weights, self.checkpoint.len(name)?)?;
+        self.checkpoint.read_parts(name, |at, bytes| Ok::<_, Error>(self.device.write(&mut buffer, at, bytes)?))?;
+        Ok(buffer)
     }
 
     /// A small tensor as f32.
@@ -142,18 +171,25 @@ impl<D: Device> Loader<'_, D> {
         let c = self.config;
         let gate = if hash {
             let name = format!("{p}.gate.tid2eid");
-            let table = self.checkpoint.bytes(&name)?;
-            self.check_table(&name, &table)?;
-            Gate::Hash { table: self.device.upload(table)? }
+            self.check_table(&name, &self.checkpoint.read(&name)?)?;
+            let table =
+                if self.stream { self.copy(&name)? } else { self.device.upload(self.checkpoint.bytes(&name)?)? };
+            Gate::Hash { table }
         } else {
             Gate::Scored { bias: self.vector(&format!("{p}.gate.bias"))? }
         };
         Ok(Moe {
             router: self.matrix(&format!("{p}.gate"))?,
             gate,
-            experts: (0..c.n_routed_experts)
-                .map(|e| self.expert(&format!("{p}.experts.{e}")))
-                .collect::<Result<_, _>>()?,
+            experts: match self.stream {
+                true => Experts::Streamed,
+                false => Experts::Here(
+                    (0..c.n_routed_experts)
+                        .map(|e| self.expert(&format!("{p}.experts.{e}")))
+                        .collect::<Result<_, _>>()?,
+                ),
+            },
+            count: c.n_routed_experts,
             shared: self.expert(&format!("{p}.shared_experts"))?,
             slots: c.num_experts_per_tok,
             scale: c.routed_scaling_factor,

@@ -1,6 +1,6 @@
 //! Manifold-constrained hyper-connections: hc copies of the residual, mixed into a sublayer and back.
 
-use fathom_kernels::{Array, Device, Hyper, HyperShape};
+use fathom_kernels::{Array, Device, Hyper, HyperShape, Mixed};
 
 use crate::Error;
 
@@ -14,17 +14,23 @@ pub(crate) struct Connection<D: Device> {
 }
 
 impl<D: Device> Connection<D> {
-    /// `h'ⱼ = postⱼ · sublayer(norm(Σᵢ preᵢ hᵢ)) + Σᵢ comb[i,j] hᵢ`, h `[n, hc·D]` in place.
+    /// `h'ⱼ = postⱼ · sublayer(norm(Σᵢ preᵢ hᵢ)) + Σᵢ comb[i,j] hᵢ`, h `[n, hc·D]` in place. The sublayer may look at h too.
     pub(crate) fn around(
         &self,
         device: &D,
         h: &mut Array<D::Buffer>,
-        sublayer: impl FnOnce(&Array<D::Buffer>) -> Result<Array<D::Buffer>, Error>,
+        sublayer: impl FnOnce(&Array<D::Buffer>, &Array<D::Buffer>) -> Result<Array<D::Buffer>, Error>,
     ) -> Result<(), Error> {
-        let mut mixed = device.mhc_mix(h, &self.hyper, self.shape)?;
-        mixed.input = device.rms_norm(&mixed.input, &self.norm, self.shape.norm_eps)?; // [n, D]
-        let out = sublayer(&mixed.input)?; // [n, D]
+        let mixed = self.input(device, h)?;
+        let out = sublayer(&mixed.input, h)?; // [n, D]
         device.mhc_merge(h, &out, &mixed)?;
         Ok(())
+    }
+
+    /// The sublayer's normed input `[n, D]`, and what puts its output back.
+    pub(crate) fn input(&self, device: &D, h: &Array<D::Buffer>) -> Result<Mixed<D::Buffer>, Error> {
+        let mut mixed = device.mhc_mix(h, &self.hyper, self.shape)?;
+        mixed.input = device.rms_norm(&mixed.input, &self.norm, self.shape.norm_eps)?; // [n, D]
+        Ok(mixed)
     }
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use fathom_kernels::{Array, Device, Hyper, HyperShape, IndexShape, Matrix, RowShape, Span};
 use fathom_weights::Config;
+use fathom_weights::experts::ExpertCache;
 
 use crate::block::Block;
 use crate::rope::frequencies;
@@ -38,6 +39,8 @@ pub struct Model<D: Device> {
     pub(crate) device: D,
     pub(crate) config: Config,
     pub(crate) layout: Layout,
+    /// The experts that are not in memory.
+    pub(crate) cache: Option<ExpertCache<D>>,
     /// `embed.weight` `[vocab, D]`.
     pub(crate) embed: Matrix<D::Buffer>,
     pub(crate) layers: Vec<Block<D>>,
@@ -176,7 +179,13 @@ impl<D: Device> Model<D> {
         let index_own = [1, strip.min(32), strip].map(|n| self.device.index_bytes(index_shape, n));
         let entries = (c.max_position_embeddings / 128).max(c.index_topk);
         let attend_own = self.device.attend_bytes(c.num_attention_heads, row_shape, strip, entries);
-        let experts_own = self.device.experts_bytes(rows, c.num_experts_per_tok, d_model, inter);
+        let experts_own = match &self.cache {
+            None => self.device.experts_bytes(rows, c.num_experts_per_tok, d_model, inter),
+            Some(_) => {
+                let parts = self.device.experts_in_parts_bytes(rows, c.num_experts_per_tok, d_model, inter);
+                parts + self.guess_values(rows) * 4
+            }
+        };
         let own = index_own.into_iter().fold(attend_own, usize::max);
         let attention = (strip * (attention + output) + rows * d_model) * 4 + own;
         let last = (hc + 4) * d_model + c.vocab_size;
@@ -193,10 +202,14 @@ impl<D: Device> Model<D> {
         self.check(segments)?;
         let mut batch = self.batch(segments)?;
         let device = &self.device;
+        let decode = batch.spans.iter().all(|span| span.rows.len() == 1);
+        let more = batch.segments.iter().any(|segment| segment.logits == LogitsWanted::None);
+        let mut pass = self.begin(&batch.tokens, decode)?;
         let mut h = device.embed(&self.embed, &batch.tokens, self.config.hc_mult)?; // [n, hc·D]
         for (layer, block) in self.layers.iter().enumerate() {
-            block.forward(device, layer, &mut batch, &mut h)?;
+            block.forward(device, layer, &mut batch, &mut h, self.stream_of(&mut pass, layer, more))?;
         }
+        drop(pass);
         let logits = self.logits(&batch, h)?;
         for segment in batch.segments.iter_mut() {
             segment.state.position += segment.tokens.len();

@@ -4,12 +4,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use fathom_kernels::{Format, Matrix};
 use safetensors::tensor::Dtype;
 
+use crate::fingerprint::FileId;
 use crate::layout::{self, Shape};
 use crate::names::official;
 use crate::shard::{self, Entry, Shard};
@@ -64,8 +66,8 @@ impl Checkpoint {
         let (files, index) = shard_files(folder)?;
         let mut shards = Vec::new();
         for path in files {
-            let (bytes, id) = mapping::map(&path)?;
-            shards.push(Shard { path, bytes, id });
+            let (bytes, file) = mapping::map(&path)?;
+            shards.push(Shard { path, bytes, id: FileId::of(&file), file: Some(file) });
         }
         Checkpoint::new(parsed, &config, shards, index)
     }
@@ -75,7 +77,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn from_memory(config: &[u8], shards: Vec<(String, Bytes)>) -> Result<Checkpoint, Error> {
-        let shards = shards.into_iter().map(|(name, bytes)| Shard { path: name.into(), bytes, id: None }).collect();
+        let shards =
+            shards.into_iter().map(|(name, bytes)| Shard { path: name.into(), bytes, id: None, file: None }).collect();
         Checkpoint::new(Config::parse(config)?, config, shards, None)
     }
 
@@ -272,7 +275,7 @@ impl Checkpoint {
         (self.shards.len(), self.tensors.len())
     }
 
-    fn entry(&self, name: &str) -> Result<&Entry, Error> {
+    pub(crate) fn entry(&self, name: &str) -> Result<&Entry, Error> {
         self.tensors.get(name).ok_or_else(|| Error::Tensor {
             tensor: name.to_owned(),
             file: self.place(),
@@ -290,6 +293,68 @@ impl Checkpoint {
         Ok(self.shards[entry.shard as usize].bytes.slice(entry.range.0..entry.range.1))
     }
 
+    /// A tensor's bytes, copied: what is read of a file this way is not mapped, and nobody else's change can reach it later.
+    ///
+    /// # Errors
+    /// There is no such tensor, or it cannot be read.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let entry = self.entry(name)?;
+        let (shard, (from, to)) = (&self.shards[entry.shard as usize], entry.range);
+        let Some(file) = &shard.file else { return Ok(shard.bytes[from..to].to_vec()) };
+        let mut bytes = vec![0; to - from];
+        let read = file.read_exact_at(&mut bytes, from as u64);
+        read.map_err(|cause| Error::Read { path: shard.path.clone(), cause })?;
+        Ok(bytes)
+    }
+
+    /// A tensor's bytes in parts, each with where it begins, copied as [`Checkpoint::read`] does; none is longer than 8 MiB.
+    ///
+    /// # Errors
+    /// As there, and what `part` says.
+    pub fn read_parts<E: From<Error>>(
+        &self,
+        name: &str,
+        mut part: impl FnMut(usize, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        const PART: usize = 8 << 20;
+        let entry = self.entry(name)?;
+        let (shard, (from, to)) = (&self.shards[entry.shard as usize], entry.range);
+        let Some(file) = &shard.file else { return part(0, &shard.bytes[from..to]) };
+        let mut bytes = vec![0; PART.min(to - from)];
+        for at in (from..to).step_by(PART) {
+            let some = &mut bytes[..PART.min(to - at)];
+            let read = file.read_exact_at(some, at as u64);
+            read.map_err(|cause| Error::Read { path: shard.path.clone(), cause })?;
+            part(at - from, some)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of a tensor.
+    ///
+    /// # Errors
+    /// There is no such tensor.
+    pub fn len(&self, name: &str) -> Result<usize, Error> {
+        self.entry(name).map(|entry| entry.range.1 - entry.range.0)
+    }
+
+    /// Bytes of the tensors that a run holds whatever tokens come: those of the layers and the head, without routed experts
+    /// and drafts. Vectors count as f32, which they are held as.
+    pub fn dense_bytes(&self) -> u64 {
+        let held = |name: &str, entry: &Entry| {
+            let dense = !name.starts_with("mtp.") && !name.contains(".ffn.experts.");
+            let wide = entry.dtype == Dtype::BF16 && entry.shape.len() == 1;
+            let bytes = (entry.range.1 - entry.range.0) as u64;
+            if !dense { 0 } else { bytes * if wide { 2 } else { 1 } }
+        };
+        self.tensors.iter().map(|(name, entry)| held(name, entry)).sum()
+    }
+
+    /// Gives back what the system keeps mapped of files: nothing after this should touch more of them than it must.
+    pub fn forget_mapped(&self) {
+        self.shards.iter().for_each(|shard| mapping::forget(&shard.bytes));
+    }
+
     /// The file that has a tensor, or was looked through for it.
     pub fn file(&self, name: &str) -> String {
         self.tensors.get(name).map_or_else(|| self.place(), |e| file_name(&self.shards, e.shard))
@@ -300,7 +365,7 @@ impl Checkpoint {
     /// # Errors
     /// There is no such tensor, it is of another type, or has values that are no numbers.
     pub fn vector(&self, name: &str) -> Result<Vec<f32>, Error> {
-        let bytes = self.bytes(name)?;
+        let bytes = self.read(name)?;
         let wrong =
             |problem| Err(Error::Tensor { tensor: name.to_owned(), file: self.file(name), problem, others_too: 0 });
         let values: Vec<f32> = match self.entry(name)?.dtype {
@@ -317,39 +382,54 @@ impl Checkpoint {
         }
     }
 
-    /// A matrix `[out, in]` as stored, by its name without `.weight`, with its scales.
+    /// A matrix `[out, in]` as stored, by its name without `.weight`, with its scales, where they lie.
     ///
     /// # Errors
     /// There is no such tensor, or a scale of a dense FP8 matrix is no number.
     pub fn matrix(&self, name: &str) -> Result<Matrix<Bytes>, Error> {
+        self.matrix_with(name, |tensor| self.bytes(tensor))
+    }
+
+    /// [`Checkpoint::matrix`] with its tensors, by their full names, wherever `get` puts them.
+    ///
+    /// # Errors
+    /// As there, and what `get` says.
+    pub fn matrix_with<B, E: From<Error>>(
+        &self,
+        name: &str,
+        mut get: impl FnMut(&str) -> Result<B, E>,
+    ) -> Result<Matrix<B>, E> {
         let full = self.full_name(name);
         let entry = self.entry(&full)?;
-        let (rows, stored) = match *entry.shape {
-            [rows, cols] => (rows, cols),
-            _ => {
-                let file = file_name(&self.shards, entry.shard);
-                let problem = format!("has shape {:?}; it must be a matrix", entry.shape);
-                return Err(Error::Tensor { tensor: full, file, problem, others_too: 0 });
-            }
-        };
-        let (format, cols) = match entry.dtype {
-            Dtype::F32 => (Format::F32, stored),
-            Dtype::F8_E4M3 => (Format::Fp8, stored),
-            Dtype::I8 | Dtype::U8 => (Format::Fp4, stored * 2),
-            Dtype::F4 => (Format::Fp4, stored),
-            _ => (Format::Bf16, stored),
-        };
-        let scale = match format {
-            Format::Fp8 | Format::Fp4 => Some(self.bytes(&format!("{name}.scale"))?),
-            Format::F32 | Format::Bf16 => None,
-        };
-        // The dense matrices' scales are few. The experts' are not looked at: they lie all over the files.
-        let dense = format == Format::Fp8 && !name.contains(".experts.");
-        if dense && scale.as_ref().is_some_and(|scale| scale.contains(&u8::MAX)) {
-            let (tensor, problem) = (format!("{name}.scale"), "has a scale that is no number (255); download it again");
-            return Err(Error::Tensor { file: self.file(&tensor), tensor, problem: problem.into(), others_too: 0 });
+        if entry.shape.len() != 2 {
+            let file = file_name(&self.shards, entry.shard);
+            let problem = format!("has shape {:?}; it must be a matrix", entry.shape);
+            return Err(Error::Tensor { tensor: full, file, problem, others_too: 0 }.into());
         }
-        Ok(Matrix { format, rows, cols, data: self.bytes(&full)?, scale })
+        let (format, rows, cols) = stored_as(entry);
+        let scale = matches!(format, Format::Fp8 | Format::Fp4).then(|| format!("{name}.scale"));
+        // The dense matrices' scales are few. The experts' are not looked at: they lie all over the files.
+        if let Some(tensor) = scale.as_ref().filter(|_| format == Format::Fp8 && !name.contains(".experts."))
+            && self.read(tensor)?.contains(&u8::MAX)
+        {
+            let (tensor, problem) = (tensor.clone(), "has a scale that is no number (255); download it again");
+            return Err(
+                Error::Tensor { file: self.file(&tensor), tensor, problem: problem.into(), others_too: 0 }.into()
+            );
+        }
+        Ok(Matrix { format, rows, cols, data: get(&full)?, scale: scale.map(|tensor| get(&tensor)).transpose()? })
+    }
+}
+
+/// Format, rows and columns of a tensor with two dimensions.
+pub(crate) fn stored_as(entry: &Entry) -> (Format, usize, usize) {
+    let (rows, stored) = (entry.shape[0], entry.shape[1]);
+    match entry.dtype {
+        Dtype::F32 => (Format::F32, rows, stored),
+        Dtype::F8_E4M3 => (Format::Fp8, rows, stored),
+        Dtype::I8 | Dtype::U8 => (Format::Fp4, rows, stored * 2),
+        Dtype::F4 => (Format::Fp4, rows, stored),
+        _ => (Format::Bf16, rows, stored),
     }
 }
 

@@ -29,6 +29,31 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// Part of a shard could not be read while the model ran.
+    #[error("cannot read {path} at byte {offset}: {cause}; this request ends, later ones try again")]
+    ReadAt {
+        /// The shard.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What the system said, or what was missing.
+        cause: String,
+    },
+    /// A shard is not what it was when it was opened.
+    #[error(
+        "{path} changed while it was in use, found when its byte {offset} was read: {problem}; put it back and start fathom again"
+    )]
+    Changed {
+        /// The shard.
+        path: PathBuf,
+        /// What was to be read.
+        offset: u64,
+        /// What is different.
+        problem: String,
+    },
+    /// Memory for experts could not be had.
+    #[error(transparent)]
+    Memory(#[from] fathom_kernels::Error),
     /// A tensor that the model needs.
     #[error("{file}: tensor {tensor} {problem}{}", others(*others_too))]
     Tensor {

@@ -33,6 +33,20 @@ impl FileId {
         id[3..].copy_from_slice(&times);
         Some(FileId(id))
     }
+
+    /// Device and inode: which file it is, whatever happens to it.
+    pub(crate) fn file(&self) -> [i128; 2] {
+        [self.0[0], self.0[1]]
+    }
+
+    pub(crate) fn size(&self) -> i128 {
+        self.0[2]
+    }
+
+    /// When its content was last changed.
+    pub(crate) fn modified(&self) -> [i128; 2] {
+        [self.0[3], self.0[4]]
+    }
 }
 
 impl Checkpoint {

@@ -7,6 +7,7 @@
 mod checkpoint;
 mod config;
 mod error;
+pub mod experts;
 mod fingerprint;
 mod layout;
 mod mapping;

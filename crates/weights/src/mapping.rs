@@ -15,7 +15,6 @@ use bytes::Bytes;
 use memmap2::Mmap;
 
 use crate::Error;
-use crate::fingerprint::FileId;
 
 /// A mapping that the handler knows. Entries are never freed; a mapping that ends gives its entry back.
 struct Entry {
@@ -48,11 +47,11 @@ impl Drop for Mapping {
     }
 }
 
-/// Maps a whole file, read-only, and says which file that was.
+/// Maps a whole file, read-only.
 ///
 /// # Errors
 /// [`Error::Read`], and [`Error::File`] where there is nothing to map.
-pub(crate) fn map(path: &Path) -> Result<(Bytes, Option<FileId>), Error> {
+pub(crate) fn map(path: &Path) -> Result<(Bytes, File), Error> {
     let read = |cause| Error::Read { path: path.to_owned(), cause };
     let wrong = |problem: &str| Error::File { path: path.to_owned(), problem: problem.to_owned() };
     // Asked before opening: to open a pipe is to wait for its writer.
@@ -71,7 +70,31 @@ pub(crate) fn map(path: &Path) -> Result<(Bytes, Option<FileId>), Error> {
     let _ = map.advise(memmap2::Advice::HugePage);
     install();
     let entry = register(map.as_ptr() as usize, map.len(), path);
-    Ok((Bytes::from_owner(Mapping { map, entry }), FileId::of(&file)))
+    Ok((Bytes::from_owner(Mapping { map, entry }), file))
+}
+
+/// Tells the system that nothing of a mapped file is in use.
+pub(crate) fn forget(bytes: &Bytes) {
+    const PAGE: usize = 4096;
+    let start = bytes.as_ptr() as usize;
+    // Memory of others' making, such as a part of the program, starts anywhere and is left alone.
+    if cfg!(target_os = "linux") && start.is_multiple_of(PAGE) && is_ours(start, bytes.len()) {
+        // SAFETY: the mapping is of a file and read-only: pages come back from the file when they are touched again.
+        unsafe { libc::madvise(start as *mut c_void, bytes.len(), libc::MADV_DONTNEED) };
+    }
+}
+
+/// Whether that is a mapping of ours.
+fn is_ours(start: usize, len: usize) -> bool {
+    let mut next = ENTRIES.load(Ordering::Acquire);
+    // SAFETY: entries are never freed.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        if entry.start.load(Ordering::Relaxed) == start && entry.len.load(Ordering::Acquire) == len {
+            return true;
+        }
+        next = entry.next.load(Ordering::Relaxed);
+    }
+    false
 }
 
 fn register(start: usize, len: usize, path: &Path) -> &'static Entry {

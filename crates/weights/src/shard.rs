@@ -1,5 +1,6 @@
 //! One safetensors file: its header, checked, and the bytes behind it.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -34,6 +35,8 @@ pub(crate) struct Shard {
     pub bytes: Bytes,
     /// Which file that was when it was mapped; none for bytes in memory.
     pub id: Option<FileId>,
+    /// That file, open.
+    pub file: Option<File>,
 }
 
 /// Checks the header at the start of a file's bytes: its length, its JSON, that tensors follow one another and end

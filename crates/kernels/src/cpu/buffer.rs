@@ -10,8 +10,8 @@ use memmap2::MmapMut;
 use super::scratch::{self, Scratch};
 use crate::{Error, Reservation, Share};
 
-/// State this large gets pages of its own from the system: it lives long among scratch that comes and goes, and would
-/// otherwise keep a heap's holes from being used or given back.
+/// What is this large and no scratch gets pages of its own from the system: it lives long among scratch that comes and goes,
+/// and would otherwise keep a heap's holes from being used or given back.
 const MAPPED: usize = 64 << 10;
 
 /// Bytes of a huge page.
@@ -42,8 +42,8 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 /// Zeroed memory from the system, in huge pages if it likes.
-fn map(len: usize) -> Result<MmapMut, Error> {
-    let map = MmapMut::map_anon(len).map_err(|source| Error::Map { bytes: len as u64, source })?;
+fn map(share: Share, len: usize) -> Result<MmapMut, Error> {
+    let map = MmapMut::map_anon(len).map_err(|source| Error::Map { share, bytes: len as u64, source })?;
     // What is smaller than a huge page cannot have one.
     #[cfg(target_os = "linux")]
     if len >= HUGE {
@@ -58,8 +58,9 @@ impl Buffer {
     }
 
     pub(crate) fn zeroed(len: usize, reservation: Reservation) -> Result<Self, Error> {
-        if reservation.share() == Share::State && len >= MAPPED {
-            return Ok(Buffer(Storage::Mapped { map: map(len)?, _reservation: Some(reservation) }));
+        let share = reservation.share();
+        if share != Share::Scratch && len >= MAPPED {
+            return Ok(Buffer(Storage::Mapped { map: map(share, len)?, _reservation: Some(reservation) }));
         }
         let start = if len == 0 { NonNull::<u128>::dangling().cast() } else { scratch::allocate(len) };
         Ok(Buffer(Storage::Owned { start, len, reservation: Some(reservation), home: None }))
@@ -67,7 +68,7 @@ impl Buffer {
 
     /// Zeroed memory that no ledger counts, for as long as a measurement takes.
     pub(super) fn probe(len: usize) -> Result<Self, Error> {
-        Ok(Buffer(Storage::Mapped { map: map(len)?, _reservation: None }))
+        Ok(Buffer(Storage::Mapped { map: map(Share::Scratch, len)?, _reservation: None }))
     }
 
     /// Scratch, which holds anything.

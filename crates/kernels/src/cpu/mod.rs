@@ -72,6 +72,10 @@ impl Cpu {
         self.pool.threads()
     }
 
+    fn on(&self, limit: f32) -> experts::On<'_> {
+        experts::On { isa: self.isa, pool: &self.pool, profile: self.profile, limit }
+    }
+
     fn array(&self, rows: usize, width: usize) -> Result<Array<Buffer>, Error> {
         Ok(Array { data: self.alloc(Share::Scratch, rows * width * 4)?, rows, width })
     }
@@ -115,6 +119,7 @@ impl Kernel for Widen<'_> {
 
 impl Device for Cpu {
     type Buffer = Buffer;
+    type ExpertsUnderWay = ExpertsUnderWay;
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", self.isa.name(), self.pool.threads())
@@ -468,9 +473,74 @@ impl Device for Cpu {
         let mut h = self.array(pairs, inter)?;
         let own = experts::scratch_bytes(&self.pool, x.rows, routing.slots, x.width, inter);
         let _held = self.ledger.reserve(Share::Scratch, own)?;
-        let (isa, pool, profile) = (self.isa, &self.pool, self.profile);
         let (x, h, y) = (x.data.f32(), h.data.f32_mut(), y.data.f32_mut());
-        experts::experts(isa, pool, profile, x, routing, experts, limit, h, y);
+        experts::experts(self.on(limit), x, routing, experts, h, y);
         Ok(())
     }
+
+    fn experts_in_parts_bytes(&self, rows: usize, slots: usize, width: usize, inter: usize) -> usize {
+        experts::some_bytes(rows, slots, width, inter, rows)
+    }
+
+    fn experts_begin(
+        &self,
+        x: &Array<Buffer>,
+        routing: &Routing,
+        shape: ExpertShape,
+    ) -> Result<ExpertsUnderWay, Error> {
+        let own = experts::some_bytes(x.rows, routing.slots, x.width, 0, 0) - routing.experts.len() * x.width * 4;
+        let held = self.ledger.reserve(Share::Scratch, own)?;
+        let waiting = self.array(routing.experts.len(), x.width)?;
+        let int8 = self.profile == Profile::Native && shape.format == Format::Fp4;
+        let rounded = int8.then(|| linear::int8::Quantised::new(self.isa, &self.pool, x.data.f32(), x.width));
+        Ok(ExpertsUnderWay { sorted: experts::Sorted::new(routing), rounded, waiting, _held: held })
+    }
+
+    fn experts_some(
+        &self,
+        under_way: &mut ExpertsUnderWay,
+        x: &Array<Buffer>,
+        routing: &Routing,
+        some: &[(u32, &Expert<Buffer>)],
+        limit: f32,
+    ) -> Result<(), Error> {
+        let ExpertsUnderWay { sorted, rounded, waiting, .. } = under_way;
+        let mut rest = some;
+        while let Some(&(_, first)) = rest.first() {
+            // As many as have no more pairs than there are rows, or one.
+            let (mut count, mut pairs) = (0, 0);
+            while let Some(&(expert, _)) = rest.get(count) {
+                let more = sorted.pairs_of(expert);
+                if count > 0 && pairs + more > x.rows {
+                    break;
+                }
+                (count, pairs) = (count + 1, pairs + more);
+            }
+            let (part, later) = rest.split_at(count);
+            rest = later;
+            let inter = first.w1.rows;
+            let mut h = self.array(pairs, inter)?;
+            let own = experts::some_bytes(0, 0, 0, inter, pairs) - pairs * inter * 4;
+            let _held = self.ledger.reserve(Share::Scratch, own)?;
+            let (x, h, waiting) = (x.data.f32(), h.data.f32_mut(), waiting.data.f32_mut());
+            experts::some(self.on(limit), x, rounded.as_ref(), routing, sorted, part, h, waiting);
+        }
+        Ok(())
+    }
+
+    fn experts_end(&self, under_way: ExpertsUnderWay, slots: usize, y: &mut Array<Buffer>) -> Result<(), Error> {
+        let ExpertsUnderWay { sorted, waiting, .. } = under_way;
+        experts::sum(&self.pool, &sorted, waiting.data.f32(), slots, y.width, y.data.f32_mut());
+        Ok(())
+    }
+}
+
+/// Experts of which some have been computed: see [`Device::experts_begin`].
+pub struct ExpertsUnderWay {
+    sorted: experts::Sorted,
+    /// The inputs, where the profile rounds them.
+    rounded: Option<linear::int8::Quantised>,
+    /// What each pair of row and slot came to, `[n · slots, D]`.
+    waiting: Array<Buffer>,
+    _held: Reservation,
 }

@@ -66,13 +66,32 @@ fn every_variant_is_the_reference() {
                     for threads in [1, 3] {
                         let (mut got, mut h) = (y.clone(), vec![f32::NAN; n * slots * inter]);
                         let pool = Pool::new(threads).unwrap();
-                        experts(isa, &pool, profile, &x, &routing, &on_device, 2.0, &mut h, &mut got);
+                        let on = On { isa, pool: &pool, profile, limit: 2.0 };
+                        experts(on, &x, &routing, &on_device, &mut h, &mut got);
                         assert!(got == want, "{} {format:?} n {n} {profile}", isa.name());
+                        assert!(in_parts(on, &x, &y, &routing, &on_device) == want, "{} in parts", isa.name());
                     }
                 }
             }
         }
     }
+}
+
+/// The experts one after another and in pairs, the last first.
+fn in_parts(on: On<'_>, x: &[f32], y: &[f32], routing: &Routing, experts: &[Expert<Buffer>]) -> Vec<f32> {
+    let (width, inter) = (experts[0].w1.cols, experts[0].w1.rows);
+    let (mut y, pairs) = (y.to_vec(), routing.experts.len());
+    let rounded = is_int8(on.profile, &experts[0].w1).then(|| Quantised::new(on.isa, on.pool, x, width));
+    let sorted = Sorted::new(routing);
+    let (mut h, mut waiting) = (vec![f32::NAN; pairs * inter], vec![f32::NAN; pairs * width]);
+    let mut all: Vec<(u32, &Expert<Buffer>)> = experts.iter().enumerate().map(|(i, e)| (i as u32, e)).collect();
+    all.reverse();
+    let (one, rest) = all.split_at(1);
+    for part in std::iter::once(one).chain(rest.chunks(2)) {
+        some(on, x, rounded.as_ref(), routing, &sorted, part, &mut h, &mut waiting);
+    }
+    sum(on.pool, &sorted, &waiting, routing.slots, width, &mut y);
+    y
 }
 
 /// NaN passes through and panics nowhere.

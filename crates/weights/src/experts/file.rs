@@ -1,0 +1,136 @@
+//! Shards opened to read experts from, past the page cache where the file system lets us.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use fathom_kernels::{FRAME_ALIGN, Frame};
+
+use super::place::Run;
+use crate::Error;
+use crate::fingerprint::FileId;
+
+/// A shard that stays open: whatever happens to its name, the bytes are those of the file that was opened.
+#[derive(Debug)]
+pub(crate) struct ShardFile {
+    pub path: PathBuf,
+    pub file: File,
+    /// Why reads go through the page cache, if they do.
+    pub buffered: Option<String>,
+    /// What the file was when the checkpoint was opened. A new name moves the change time along.
+    known: Mutex<FileId>,
+}
+
+impl ShardFile {
+    /// Opens a shard again. `known` is what it was when its header was read.
+    pub(crate) fn open(path: &Path, known: FileId, direct: bool, probe: Option<&mut Frame>) -> Result<Self, Error> {
+        let (file, buffered) = match direct {
+            true => open_direct(path, probe)?,
+            false => (open_buffered(path)?, Some("direct I/O was not asked for".to_owned())),
+        };
+        let shard = ShardFile { path: path.to_owned(), file, buffered, known: Mutex::new(known) };
+        if FileId::of(&shard.file) != Some(known) {
+            let problem = "it is another file than the one whose header was read".to_owned();
+            return Err(Error::Changed { path: path.to_owned(), offset: 0, problem });
+        }
+        Ok(shard)
+    }
+
+    /// Which drive it is on.
+    pub(crate) fn drive(&self) -> i128 {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).file()[0]
+    }
+
+    /// Reads a run; for the pool.
+    pub(crate) fn read(&self, run: &Run, into: &mut [u8]) -> Result<(), Error> {
+        let mut done = 0;
+        while done < run.need {
+            match self.file.read_at(&mut into[run.at + done..run.at + run.len], run.from + done as u64) {
+                Ok(0) => return Err(self.ended(run.from + done as u64)),
+                // Direct reads go on at a multiple of what they must be aligned to.
+                Ok(n) if done + n < run.need && self.buffered.is_none() && !n.is_multiple_of(FRAME_ALIGN) => {
+                    return Err(self.ended(run.from + (done + n) as u64));
+                }
+                Ok(n) => done += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.failed(run.from + done as u64, &e.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn failed(&self, offset: u64, cause: &str) -> Error {
+        Error::ReadAt { path: self.path.clone(), offset, cause: cause.to_owned() }
+    }
+
+    /// The file has no more bytes there: it was cut short, or the read was.
+    pub(crate) fn ended(&self, offset: u64) -> Error {
+        self.check(offset).err().unwrap_or_else(|| self.failed(offset, "the file gave fewer bytes than it has"))
+    }
+
+    /// Whether what was read came out of the file that was opened, unchanged. Asked after every read: a write moves the times
+    /// before it moves a byte.
+    pub(crate) fn check(&self, offset: u64) -> Result<(), Error> {
+        let changed = |problem: String| Err(Error::Changed { path: self.path.clone(), offset, problem });
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(now) = FileId::of(&self.file) else { return changed("its size and times cannot be had".into()) };
+        if now == *known {
+            return Ok(());
+        }
+        if now.size() != known.size() {
+            return changed(format!("it has {} bytes, not {}", now.size(), known.size()));
+        }
+        if now.modified() != known.modified() {
+            return changed("it was written to".into());
+        }
+        // A file's change time moves when it gets another name or loses its own, and then that name is not its any more.
+        let named = File::open(&self.path).ok().and_then(|file| FileId::of(&file));
+        if named.is_some_and(|named| named.file() == now.file()) {
+            return changed("its change time moved".into());
+        }
+        *known = now;
+        Ok(())
+    }
+}
+
+fn open_buffered(path: &Path) -> Result<File, Error> {
+    File::open(path).map_err(|cause| Error::Read { path: path.to_owned(), cause })
+}
+
+/// For direct I/O, or else with the reason why not.
+#[cfg(target_os = "linux")]
+fn open_direct(path: &Path, probe: Option<&mut Frame>) -> Result<(File, Option<String>), Error> {
+    let opened = File::options().read(true).custom_flags(libc::O_DIRECT).open(path);
+    let tried = opened.and_then(|file| {
+        if let Some(frame) = probe {
+            file.read_at(&mut frame.as_mut()[..FRAME_ALIGN], 0)?;
+        }
+        Ok(file)
+    });
+    match tried {
+        Ok(file) => Ok((file, None)),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) || e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            Ok((open_buffered(path)?, Some(format!("{} refuses direct I/O ({e})", file_system(path)))))
+        }
+        Err(cause) => Err(Error::Read { path: path.to_owned(), cause }),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_direct(path: &Path, _probe: Option<&mut Frame>) -> Result<(File, Option<String>), Error> {
+    Ok((open_buffered(path)?, Some("direct I/O is used on Linux only".to_owned())))
+}
+
+/// What the file system is called, where it is one that is known to refuse.
+#[cfg(target_os = "linux")]
+fn file_system(path: &Path) -> &'static str {
+    match rustix::fs::statfs(path).map(|fs| fs.f_type) {
+        Ok(0x0102_1994) => "tmpfs",
+        Ok(0x6969) => "NFS",
+        Ok(0x6573_5546) => "FUSE",
+        Ok(0x0102_1997) => "9p",
+        Ok(0x794c_7630) => "overlayfs",
+        _ => "the file system",
+    }
+}
