@@ -5,6 +5,7 @@ pub mod chat;
 pub mod cli;
 pub mod demo;
 mod error;
+pub mod plan;
 pub mod server;
 pub mod ui;
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fathom_kernels::{Array, Device, Hyper, HyperShape, IndexShape, Matrix, RowShape, Span};
+use fathom_kernels::{Array, Device, Hyper, HyperShape, Matrix, Span};
 use fathom_weights::Config;
 use fathom_weights::experts::ExpertCache;
 
@@ -84,7 +84,7 @@ pub(crate) struct Strip<D: Device> {
 const STRIP: usize = 256;
 
 /// Cuts `rows` into as few strips as there must be, of about one size.
-fn strips(rows: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn strips(rows: usize) -> impl Iterator<Item = Range<usize>> {
     let size = rows.div_ceil(rows.div_ceil(STRIP));
     (0..rows).step_by(size).map(move |from| from..(from + size).min(rows))
 }
@@ -161,35 +161,7 @@ impl<D: Device> Model<D> {
 
     /// Bytes of device scratch that a pass over `rows` tokens takes at most.
     pub fn scratch_bytes(&self, rows: usize) -> u64 {
-        let c = &self.config;
-        let (hc, d_model, inter) = (c.hc_mult, c.hidden_size, c.moe_intermediate_size);
-        let heads = c.num_attention_heads * c.head_dim;
-        // What lives through a pass, then the larger of attention's and the experts' most.
-        let row_shape = RowShape { width: c.head_dim, rope: c.qk_rope_head_dim };
-        let row = row_shape.bytes();
-        let strip = strips(rows.max(1)).map(|rows| rows.len()).max().unwrap_or(1);
-        let through = hc * d_model + 2 * c.qk_rope_head_dim + d_model + 2 * (hc + hc * hc) + (2 + hc) * hc + d_model;
-        let index = c.index_n_heads * (c.index_head_dim + 1);
-        let compress = 5 * c.head_dim;
-        let attention = 3 * c.q_lora_rank + 2 * heads + 2 * c.head_dim + row.div_ceil(4) + index + compress;
-        let output = d_model + heads + c.o_groups * c.o_lora_rank + d_model;
-        let experts = c.n_routed_experts + 3 * inter + 2 * d_model;
-        let index_shape = IndexShape { heads: c.index_n_heads, width: c.index_head_dim, keep: c.index_topk };
-        // The number of rows decides how a device shares out the indexer's work: one row may take more than two.
-        let index_own = [1, strip.min(32), strip].map(|n| self.device.index_bytes(index_shape, n));
-        let entries = (c.max_position_embeddings / 128).max(c.index_topk);
-        let attend_own = self.device.attend_bytes(c.num_attention_heads, row_shape, strip, entries);
-        let experts_own = match &self.cache {
-            None => self.device.experts_bytes(rows, c.num_experts_per_tok, d_model, inter),
-            Some(_) => {
-                let parts = self.device.experts_in_parts_bytes(rows, c.num_experts_per_tok, d_model, inter);
-                parts + self.guess_values(rows) * 4
-            }
-        };
-        let own = index_own.into_iter().fold(attend_own, usize::max);
-        let attention = (strip * (attention + output) + rows * d_model) * 4 + own;
-        let last = (hc + 4) * d_model + c.vocab_size;
-        ((rows * through + last) * 4 + attention.max(rows * experts * 4 + experts_own)) as u64
+        crate::plan::scratch_bytes(&self.device, &self.config, self.cache.is_some(), rows)
     }
 
     /// One pass over the layers for any number of segments. Returns, for each segment, the logits it wanted,

@@ -1,6 +1,7 @@
 //! Experts that are read as they are needed, seen from a layer: what it asks for, and what it asks for ahead.
 
 use fathom_kernels::{Array, Device, ExpertShape, Routing};
+use fathom_weights::Config;
 use fathom_weights::experts::{Ahead, ExpertCache, Pass};
 
 use crate::block::Block;
@@ -79,11 +80,10 @@ impl<D: Device> Model<D> {
         let next = next.map(|next| (next, &self.layers[next]));
         Some(Stream { pass, shape: cache.shape(), layer, next, guess: cache.guesses() })
     }
+}
 
-    /// Values a row that guesses take, and how many rows make them at most.
-    pub(crate) fn guess_values(&self, rows: usize) -> usize {
-        let c = &self.config;
-        let most = (ALL * c.n_routed_experts).div_ceil(c.num_experts_per_tok);
-        rows.min(most) * (2 * c.hidden_size + c.n_routed_experts + 2 * (2 + c.hc_mult) * c.hc_mult)
-    }
+/// Values that guesses for `rows` rows take: so many rows have them at most.
+pub(crate) fn guess_values(c: &Config, rows: usize) -> usize {
+    let most = (ALL * c.n_routed_experts).div_ceil(c.num_experts_per_tok);
+    rows.min(most) * (2 * c.hidden_size + c.n_routed_experts + 2 * (2 + c.hc_mult) * c.hc_mult)
 }

@@ -270,6 +270,11 @@ impl Checkpoint {
         self.tensors.values().map(|e| (e.range.1 - e.range.0) as u64).sum()
     }
 
+    /// Whether its shards are files, rather than bytes in memory.
+    pub fn is_in_files(&self) -> bool {
+        self.shards.iter().all(|shard| shard.file.is_some())
+    }
+
     /// How many shards and tensors there are.
     pub fn counts(&self) -> (usize, usize) {
         (self.shards.len(), self.tensors.len())

@@ -111,6 +111,7 @@ pub fn bench(args: &Args) -> Outcome {
     let forked = model.state_bytes((longest + 2048).min(most));
     model.device().ledger().limit(Share::State, loaded.plan.state + forked);
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+    say!("memory: {}", loaded.plan);
     let tokens = Tokens { state: 1, vocab: model.config().vocab_size as u64 };
     let mut bench = Bench { args, loaded: &loaded, tokens, runs: Vec::new() };
     model.device().scope(|| bench.all(&depths)).map_err(|e| e as Box<dyn std::error::Error>)
@@ -263,6 +264,7 @@ impl Bench<'_> {
                         },
                     },
                     "peak_rss_bytes": rss,
+                    "experts": self.loaded.experts_json(),
                 })
             )
         } else {

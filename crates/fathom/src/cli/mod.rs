@@ -4,6 +4,7 @@ mod ask;
 mod bench;
 mod chat;
 mod demo;
+mod experts;
 mod model;
 mod run;
 mod score;

@@ -1,16 +1,20 @@
 //! Opening a model: the flags that all commands share, the files, the plan, the engine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fathom_engine::{Engine, EngineOptions, Keep};
 use fathom_kernels::{Cpu, CpuOptions, Device, Profile, Share};
 use fathom_model::Model;
+use fathom_weights::experts::{ExpertCache, ReaderKind, Stats, StreamOptions};
 use fathom_weights::{Checkpoint, Release};
 
+use super::store::cache_folder;
 use crate::chat::{Dialect, Loading, Prompter, Tokenizer};
-use crate::ui::{Plan, say};
+use crate::plan::{Plan, Wanted, plan, size};
+use crate::ui::say;
 
 /// The name of the embedded model.
 pub const EMBEDDED: &str = "demo";
@@ -19,18 +23,8 @@ const CONFIG: &[u8] = include_bytes!("../../assets/demo-model/config.json");
 const WEIGHTS: &[u8] = include_bytes!("../../assets/demo-model/model-00001.safetensors");
 const TOKENIZER: &[u8] = include_bytes!("../../assets/demo-model/tokenizer.json");
 
-/// What the program itself takes: code, tables, the allocator's slack, and fastokens' tables of words that each of its
-/// threads makes or not, as it happens. Measured over some 60 runs: 18 to 55 MiB.
-const PROGRAM: u64 = 64 << 20;
-/// What a thread takes beside its part of the scratch: a stack, and what the allocator keeps for it. Measured: 1.6 MB.
-const THREAD: u64 = 2 << 20;
-/// fastokens' table of words that its threads share, made when the first long text is read: 2^19 entries of 64 bytes.
-const WORDS: u64 = 32 << 20;
-
-/// Tokens of a prompt that are read at once, where nobody says: the first whose scratch fits.
-const CHUNKS: [usize; 5] = [1024, 768, 512, 256, 128];
-/// What scratch may take, where nobody says how many tokens are read at once.
-const SCRATCH: u64 = 256 << 20;
+/// How long a start waits for the experts that earlier runs used most; those that are not read by then go on coming.
+const WARM: Duration = Duration::from_secs(5);
 
 /// How to run a model.
 #[derive(Debug, Clone, clap::Args)]
@@ -44,16 +38,31 @@ pub struct Options {
     /// Numeric profile: native or exact
     #[arg(long, default_value_t = Profile::Native)]
     pub profile: Profile,
-    /// Tokens of a prompt that are read at once [default: up to 1024, as many as 256 MiB of scratch hold]
+    /// Tokens of a prompt that are read at once [default: up to 1024, as many as 256 MiB of scratch hold; up to 8192 with
+    /// streamed experts]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub prefill_chunk: Option<u32>,
+    /// Memory that the program may hold, such as 24GiB; experts that do not fit are read from the model's files as they are
+    /// needed [default: what the machine or its control group has free, less a margin]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub memory: Option<u64>,
+    /// How streamed experts are read: fixed, ring or pool; the best that works, from this one on
+    #[arg(long, value_name = "KIND", default_value = "fixed", value_parser = reader, hide = true)]
+    pub reader: ReaderKind,
+    /// Write which experts are demanded to a file, for fathom simulate
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub trace: Option<PathBuf>,
+    /// Neither take up nor leave behind how often experts were used
+    #[arg(long, hide = true)]
+    pub no_counts: bool,
 }
 
-impl Options {
-    /// Tokens of a prompt that are read at once.
-    fn chunk(&self, model: &Model<Cpu>) -> usize {
-        let fits = |chunk: &usize| model.scratch_bytes(*chunk) <= SCRATCH;
-        self.prefill_chunk.map_or_else(|| CHUNKS.into_iter().find(fits).unwrap_or(64), |chunk| chunk as usize)
+fn reader(name: &str) -> Result<ReaderKind, String> {
+    match name {
+        "fixed" => Ok(ReaderKind::FixedRing),
+        "ring" => Ok(ReaderKind::Ring),
+        "pool" => Ok(ReaderKind::Pool),
+        _ => Err(format!("'{name}' is none of fixed, ring, pool")),
     }
 }
 
@@ -110,6 +119,8 @@ pub struct Loaded {
     pub context: usize,
     /// Tokens of a prompt that are read at once.
     pub chunk: usize,
+    /// What streaming had done when the start was over.
+    pub started: Stats,
 }
 
 /// Puts the model on the CPU and limits the ledger to what is planned.
@@ -122,36 +133,60 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
     if cpu.isa() == "plain" && options.isa.is_none() {
         say!("this CPU has neither AVX2 nor NEON: plain code runs, with the same results, many times slower");
     }
-    let model = Model::load(cpu, &files.checkpoint)?;
-    let limit = model.config().max_position_embeddings;
+    let limit = files.checkpoint.config().max_position_embeddings;
     let context = context.unwrap_or(limit);
     if context > limit {
         return Err(format!("--context is {context}, but the model holds {limit} tokens at most").into());
     }
-    let chunk = options.chunk(&model).min(context);
-    let plan = Plan {
-        weights: files.checkpoint.weight_bytes(),
-        state: model.state_bytes(context),
-        scratch: model.scratch_bytes(chunk),
-        // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads;
-        // a token of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
-        program: PROGRAM
-            + WORDS
-            + THREAD * model.device().threads() as u64
-            + 20 * files.text
-            + 40 * context.min(1 << 20) as u64,
+    let wanted = Wanted {
+        context,
+        chunk: options.prefill_chunk.map(|chunk| chunk as usize),
+        threads: cpu.threads(),
+        text: files.text,
+        budget: options.memory,
     };
-    let ledger = model.device().ledger();
+    let plan = plan(&cpu, &files.checkpoint, wanted)?;
+    let ledger = cpu.ledger();
     ledger.limit(Share::State, plan.state);
     ledger.limit(Share::Scratch, plan.scratch);
-    Ok(Loaded { model: Arc::new(model), plan, context, chunk })
+    let model = match plan.experts {
+        None => Model::load(cpu, &files.checkpoint)?,
+        Some(memory) => {
+            ledger.limit(Share::Weights, plan.weights);
+            ledger.limit(Share::Experts, memory);
+            stream(cpu, files, options, memory)?
+        }
+    };
+    let started = model.streaming().map(ExpertCache::stats).unwrap_or_default();
+    Ok(Loaded { model: Arc::new(model), plan, context, chunk: plan.chunk, started })
+}
+
+/// The model with its experts in their files, and those in memory that earlier runs used most.
+fn stream(cpu: Cpu, files: &Files, options: &Options, memory: u64) -> Result<Model<Cpu>, Box<dyn std::error::Error>> {
+    let stream = StreamOptions {
+        memory,
+        reader: options.reader,
+        counts: cache_folder().filter(|_| !options.no_counts).map(|folder| folder.join("experts")),
+        trace: options.trace.clone(),
+        tell: Some(Arc::new(|message: &str| say!("{message}"))),
+        ..StreamOptions::default()
+    };
+    let model = Model::stream(cpu, &files.checkpoint, stream)?;
+    if let Some(cache) = model.streaming() {
+        cache.warm(model.device(), WARM);
+    }
+    Ok(model)
 }
 
 impl Loaded {
     /// One line about what runs and how.
     pub fn describe(&self, name: &str, release: Release) -> String {
         let device = self.model.device();
-        format!("{name}: {release}, {}, profile {}", device.name(), device.profile())
+        let streams = self.model.streaming().map_or(String::new(), |cache| {
+            let Stats { held, room, .. } = cache.stats();
+            format!(", experts from {}, {held} of {room} in memory", cache.describe())
+        });
+        format!("{name}: {release}, {}, profile {}{streams}", device.name(), device.profile())
     }
 
     /// An engine over it, which keeps its sessions in a store if there is one.

@@ -155,6 +155,9 @@ pub fn run(args: &Args) -> Outcome {
         (tokens, Reading::Chat(parsing))
     };
     say!("{about}");
+    if loaded.plan.experts.is_some() {
+        say!("memory: {}", loaded.plan);
+    }
     let engine = loaded.engine(1, keep);
     let request =
         Request { prompt: tokens, max_tokens: args.max_tokens.map(usize::from), stop_tokens: vec![eos], sampling };
@@ -168,11 +171,16 @@ pub fn run(args: &Args) -> Outcome {
         Ok(())
     })?;
     if args.json {
-        writeln!(out, "{}", answer.json())?;
+        let mut json = answer.json();
+        json["experts"] = loaded.experts_json();
+        writeln!(out, "{json}")?;
     } else {
         writeln!(out)?;
     }
     say!("{}", answer.numbers());
+    if let Some(line) = loaded.experts_line() {
+        say!("{line}");
+    }
     Ok(())
 }
 

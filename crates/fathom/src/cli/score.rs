@@ -17,7 +17,7 @@ use super::Outcome;
 use super::model::{Files, Options, load};
 use super::run::bytes;
 use super::store::{StoreOptions, subject};
-use crate::ui::{Progress, say};
+use crate::ui::{Progress, out, peak_rss, say};
 
 /// Flags of `fathom score`.
 #[derive(Debug, clap::Args)]
@@ -39,6 +39,9 @@ pub struct Args {
     /// Go on from the longest stored state that the prompt begins with, and say on stderr how many tokens that were
     #[arg(long, requires = "store", conflicts_with = "batch")]
     resume: bool,
+    /// One JSON object at the end about experts that were streamed and memory
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     store: StoreOptions,
     #[command(flatten)]
@@ -69,6 +72,10 @@ pub fn score(args: &Args) -> Outcome {
     }
     let namespace = args.store.open()?;
     let loaded = load(&files, &args.options, Some(total))?;
+    if loaded.plan.experts.is_some() {
+        say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
+        say!("memory: {}", loaded.plan);
+    }
     let model = &loaded.model;
     let saved = namespace.map(|namespace| Stored {
         subject: subject(&files, model),
@@ -88,7 +95,16 @@ pub fn score(args: &Args) -> Outcome {
         false => alone(model, &prompt, &tokens, chunk, saved.as_ref()),
     });
     let logits = logits.map_err(|e| e as Box<dyn std::error::Error>)?;
-    output.write(&serialized(&logits, vocab)?)
+    output.write(&serialized(&logits, vocab)?)?;
+    if args.json {
+        let rss = peak_rss();
+        writeln!(
+            out(),
+            "{}",
+            json!({"experts": loaded.experts_json(), "peak_rss_bytes": rss, "planned_bytes": loaded.plan.total()})
+        )?;
+    }
+    Ok(())
 }
 
 /// A store, and what to do with it.

@@ -58,5 +58,8 @@ pub fn serve(args: &Args) -> Outcome {
         say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;
     engine.drain();
+    if let Some(line) = loaded.experts_line() {
+        say!("{line}");
+    }
     Ok(())
 }

@@ -69,9 +69,14 @@ pub fn subject(files: &Files, model: &Model<Cpu>) -> Subject {
     fathom_engine::subject(model, fingerprint)
 }
 
-/// The file that remembers fingerprints: in the user's cache folder.
+/// The file that remembers fingerprints.
 fn cache() -> Option<PathBuf> {
+    Some(cache_folder()?.join("fingerprints"))
+}
+
+/// Our part of the user's cache folder.
+pub fn cache_folder() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let caches = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
-    Some(caches.join("fathom").join("fingerprints"))
+    Some(caches.join("fathom"))
 }

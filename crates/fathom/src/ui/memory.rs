@@ -1,41 +1,4 @@
-//! Memory: the plan made before the start, and what it came to.
-
-use fathom_kernels::human;
-
-/// Bytes that fathom expects to hold at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plan {
-    /// Mapped weights: all of them, though the system keeps only what is used and fits.
-    pub weights: u64,
-    /// The session's state at the context's end.
-    pub state: u64,
-    /// One pass over the layers.
-    pub scratch: u64,
-    /// The program, the tokenizer, the prompt's text and tokens.
-    pub program: u64,
-}
-
-impl Plan {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.weights + self.state + self.scratch + self.program
-    }
-}
-
-impl std::fmt::Display for Plan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Plan { weights, state, scratch, program } = *self;
-        write!(
-            f,
-            "{} = weights {} + state {} + scratch {} + program {}",
-            human(self.total()),
-            human(weights),
-            human(state),
-            human(scratch),
-            human(program)
-        )
-    }
-}
+//! Memory that the process has held.
 
 /// The most memory this process has held at once, in bytes, where the system tells (Linux).
 pub fn peak_rss() -> Option<u64> {

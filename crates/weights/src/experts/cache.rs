@@ -140,6 +140,9 @@ struct State<D: Device> {
     tell: Option<Tell>,
     stats: Stats,
     is_decode: bool,
+    /// `num_hash_layers`, and whether the layer that runs is one of those.
+    hash_layers: usize,
+    is_known: bool,
 }
 
 impl<D: Device> ExpertCache<D> {
@@ -212,6 +215,8 @@ impl<D: Device> ExpertCache<D> {
             tell: options.tell,
             stats: Stats { room, ..Stats::default() },
             is_decode: false,
+            hash_layers: c.num_hash_layers,
+            is_known: false,
         };
         let stats = Mutex::new(state.stats);
         Ok(ExpertCache { state: Mutex::new(state), stats, about, shape, guess: options.guess })
@@ -394,6 +399,7 @@ impl<D: Device> State<D> {
 
     fn demand(&mut self, layer: usize, rows: usize, wanted: &[(u32, usize)]) {
         let range = self.layer(layer);
+        self.is_known = layer < self.hash_layers;
         let guesses = std::mem::take(&mut self.guesses[layer]);
         if let Some(trace) = &mut self.trace {
             trace.demand(self.pass, layer as u32, rows, wanted, &guesses);
@@ -617,7 +623,10 @@ impl<D: Device> State<D> {
         loop {
             if let Some(done) = self.reader.next(SLOW) {
                 let stalled = start.elapsed();
-                self.phase().stalled += stalled;
+                let known = if self.is_known { stalled } else { Duration::ZERO };
+                let phase = self.phase();
+                phase.stalled += stalled;
+                phase.stalled_known += known;
                 return done;
             }
             if let Some(tell) = &self.tell {

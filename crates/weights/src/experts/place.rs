@@ -87,6 +87,11 @@ impl Places {
         self.frame
     }
 
+    /// Bytes of memory that all experts take.
+    pub fn memory(&self) -> u64 {
+        (self.all.len() * self.frame) as u64
+    }
+
     /// Bytes of all experts' tensors.
     pub fn bytes(&self) -> u64 {
         self.bytes

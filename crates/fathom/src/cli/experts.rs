@@ -1,0 +1,78 @@
+//! What streaming experts came to, for people and for machines.
+
+use fathom_kernels::human;
+use fathom_weights::experts::{Phase, Stats};
+use serde_json::{Value, json};
+
+use super::model::Loaded;
+
+impl Loaded {
+    /// What was streamed so far, for machines; null where all experts are in memory.
+    pub fn experts_json(&self) -> Value {
+        let Some(cache) = self.model.streaming() else { return Value::Null };
+        let stats = cache.stats();
+        let (read, written) = process_io();
+        json!({
+            "reader": cache.describe(),
+            "room": stats.room,
+            "held": stats.held,
+            "start_read_bytes": self.started.read_bytes,
+            "read_bytes": stats.read_bytes,
+            "reads": stats.reads,
+            "failed_reads": stats.failed,
+            "reading_seconds": stats.reading.as_secs_f64(),
+            "bandwidth_bytes_per_second": stats.bandwidth(),
+            "process_read_bytes": read,
+            "process_written_bytes": written,
+            "prefill": phase(&stats.prefill),
+            "decode": phase(&stats.decode),
+        })
+    }
+
+    /// The same in a line, for people; none where all experts are in memory.
+    pub fn experts_line(&self) -> Option<String> {
+        let Stats { prefill, decode, read_bytes, .. } = self.model.streaming()?.stats();
+        let stats = self.model.streaming()?.stats();
+        let part = |name: &str, phase: &Phase| match phase.tokens {
+            0 => String::new(),
+            n => format!(
+                "; {name} hits {:.1} %, missed {} a token, guesses right {:.0} %, waited {:.2} s",
+                100.0 * phase.hit_rate(),
+                human(phase.missed_bytes / n),
+                100.0 * phase.guess_accuracy(),
+                phase.stalled.as_secs_f64(),
+            ),
+        };
+        let (all, speed) = (human(read_bytes), stats.bandwidth() / 1e9);
+        Some(format!("experts: read {all} at {speed:.2} GB/s{}{}", part("prefill", &prefill), part("decode", &decode)))
+    }
+}
+
+fn phase(phase: &Phase) -> Value {
+    let tokens = phase.tokens.max(1) as f64;
+    json!({
+        "passes": phase.passes,
+        "tokens": phase.tokens,
+        "demanded": phase.demanded,
+        "hit_rate": phase.hit_rate(),
+        "hits": phase.hits,
+        "prefetched_in_time": phase.in_time,
+        "prefetched_late": phase.late,
+        "missed_bytes": phase.missed_bytes,
+        "missed_bytes_per_token": phase.missed_bytes as f64 / tokens,
+        "wasted_prefetches": phase.wasted,
+        "wasted_bytes": phase.wasted_bytes,
+        "guessed": phase.guessed,
+        "guess_accuracy": phase.guess_accuracy(),
+        "read_twice": phase.reread,
+        "stall_seconds": phase.stalled.as_secs_f64(),
+        "stall_known_layers_seconds": phase.stalled_known.as_secs_f64(),
+    })
+}
+
+/// Bytes that this process had drives read and write since it began, where the system tells (Linux): what wears them.
+fn process_io() -> (Option<u64>, Option<u64>) {
+    let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    (number("read_bytes:"), number("write_bytes:"))
+}
