@@ -7,6 +7,7 @@ pub mod demo;
 mod error;
 pub mod plan;
 pub mod server;
+pub mod simulate;
 pub mod ui;
 
 pub use error::Error;

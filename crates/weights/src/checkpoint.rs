@@ -21,6 +21,8 @@ const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 /// The largest `config.json` that is read, in bytes; those of the releases have 2 KB.
 const MAX_CONFIG: u64 = 4 << 20;
+/// What tensors are called that only fill gaps in a packed copy.
+pub(crate) const PAD: &str = "pad.";
 /// The largest index that is read, in bytes; V4-Pro's has 20 MB.
 const MAX_INDEX: u64 = 256 << 20;
 
@@ -87,6 +89,9 @@ impl Checkpoint {
         let mut tensors: HashMap<Box<str>, Entry> = HashMap::new();
         for (i, shard) in shards.iter().enumerate() {
             for (name, entry) in shard::tensors(i as u32, &shard.path, &shard.bytes)? {
+                if name.starts_with(PAD) {
+                    continue;
+                }
                 let name = official(&name).into_boxed_str();
                 if let Some(other) = tensors.get(&name) {
                     let problem = format!("has tensor {name}, which {} has too", file_name(&shards, other.shard));
@@ -268,6 +273,11 @@ impl Checkpoint {
     /// Bytes of all tensors.
     pub fn weight_bytes(&self) -> u64 {
         self.tensors.values().map(|e| (e.range.1 - e.range.0) as u64).sum()
+    }
+
+    /// The names of all tensors, in no order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(AsRef::as_ref)
     }
 
     /// Whether its shards are files, rather than bytes in memory.

@@ -12,10 +12,12 @@ mod fingerprint;
 mod layout;
 mod mapping;
 mod names;
+mod pack;
 mod shard;
 pub mod synth;
 
 pub use checkpoint::{Checkpoint, Release};
 pub use config::{Config, Yarn};
 pub use error::Error;
+pub use pack::Packed;
 pub use shard::check_header;

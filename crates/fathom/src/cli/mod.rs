@@ -6,9 +6,11 @@ mod chat;
 mod demo;
 mod experts;
 mod model;
+mod pack;
 mod run;
 mod score;
 mod serve;
+mod simulate;
 mod snapshot;
 mod store;
 
@@ -42,6 +44,10 @@ enum Command {
     Score(score::Args),
     /// Saved sessions: list, show, pin, export, import, remove
     Snapshot(snapshot::Args),
+    /// How fast decode would be with experts on given drives
+    Simulate(simulate::Args),
+    /// A copy of a checkpoint in which every expert is one read
+    Pack(pack::Args),
     /// How fast a model reads and writes, beside what this machine could do
     Bench(bench::Args),
 }
@@ -56,6 +62,8 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::serve(&args),
         Command::Score(args) => score::score(&args),
         Command::Snapshot(args) => snapshot::snapshot(&args),
+        Command::Pack(args) => pack::pack(&args),
+        Command::Simulate(args) => simulate::simulate(&args),
         Command::Bench(args) => bench::bench(&args),
     };
     match outcome {

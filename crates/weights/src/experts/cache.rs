@@ -140,9 +140,9 @@ struct State<D: Device> {
     tell: Option<Tell>,
     stats: Stats,
     is_decode: bool,
-    /// `num_hash_layers`, and whether the layer that runs is one of those.
     hash_layers: usize,
-    is_known: bool,
+    /// The layer that runs.
+    layer: Option<usize>,
 }
 
 impl<D: Device> ExpertCache<D> {
@@ -216,7 +216,7 @@ impl<D: Device> ExpertCache<D> {
             stats: Stats { room, ..Stats::default() },
             is_decode: false,
             hash_layers: c.num_hash_layers,
-            is_known: false,
+            layer: None,
         };
         let stats = Mutex::new(state.stats);
         Ok(ExpertCache { state: Mutex::new(state), stats, about, shape, guess: options.guess })
@@ -334,7 +334,7 @@ impl<D: Device> State<D> {
         if self.is_decode { &mut self.stats.decode } else { &mut self.stats.prefill }
     }
 
-    fn layer(&self, layer: usize) -> Range<usize> {
+    fn experts_of(&self, layer: usize) -> Range<usize> {
         let experts = self.places.counts().1;
         layer * experts..(layer + 1) * experts
     }
@@ -360,7 +360,7 @@ impl<D: Device> State<D> {
         for entry in &mut self.entries {
             (entry.wanted, entry.soon) = (false, false);
         }
-        self.awaited = 0;
+        (self.awaited, self.layer) = (0, None);
         self.queue.clear();
         self.pass += 1;
         self.is_decode = is_decode;
@@ -383,7 +383,7 @@ impl<D: Device> State<D> {
     }
 
     fn ahead(&mut self, layer: usize, experts: &[u32], why: Ahead) {
-        let first = self.layer(layer).start;
+        let first = self.experts_of(layer).start;
         if why == Ahead::Guess {
             self.guesses[layer] = experts.to_vec();
         }
@@ -398,8 +398,8 @@ impl<D: Device> State<D> {
     }
 
     fn demand(&mut self, layer: usize, rows: usize, wanted: &[(u32, usize)]) {
-        let range = self.layer(layer);
-        self.is_known = layer < self.hash_layers;
+        let range = self.experts_of(layer);
+        self.layer = Some(layer);
         let guesses = std::mem::take(&mut self.guesses[layer]);
         if let Some(trace) = &mut self.trace {
             trace.demand(self.pass, layer as u32, rows, wanted, &guesses);
@@ -501,7 +501,9 @@ impl<D: Device> State<D> {
     }
 
     fn read(&mut self, expert: usize, frame: Frame, ahead: Option<Ahead>) -> Read {
-        let pass = self.pass;
+        // What is read for a layer that has been is for the pass to come.
+        let later = self.layer.is_some_and(|layer| expert < layer * self.places.counts().1);
+        let pass = self.pass + u64::from(later);
         let entry = &mut self.entries[expert];
         (entry.held, entry.ahead) = (Held::Reading, ahead);
         let again = entry.read_in == pass;
@@ -571,7 +573,7 @@ impl<D: Device> State<D> {
             Err(e) => {
                 (entry.held, entry.ahead) = (Held::No, None);
                 self.stats.failed += 1;
-                let earlier = entry.read_in != self.pass;
+                let earlier = entry.read_in < self.pass;
                 if wanted {
                     self.awaited -= 1;
                     self.missing.push_back(expert);
@@ -623,7 +625,8 @@ impl<D: Device> State<D> {
         loop {
             if let Some(done) = self.reader.next(SLOW) {
                 let stalled = start.elapsed();
-                let known = if self.is_known { stalled } else { Duration::ZERO };
+                let known =
+                    if self.layer.is_some_and(|layer| layer < self.hash_layers) { stalled } else { Duration::ZERO };
                 let phase = self.phase();
                 phase.stalled += stalled;
                 phase.stalled_known += known;

@@ -1,0 +1,54 @@
+//! `fathom pack`: a copy of a checkpoint in which every expert is one read.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use fathom_kernels::human;
+use fathom_weights::{Checkpoint, Packed};
+
+use super::Outcome;
+use crate::ui::{Progress, out};
+
+/// Flags of `fathom pack`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A folder with an official checkpoint
+    model: PathBuf,
+    /// The folder of the copy; an interrupted copy is gone on with
+    out: PathBuf,
+}
+
+/// Copies a checkpoint, expert after expert.
+pub fn pack(args: &Args) -> Outcome {
+    const STEP: u64 = 1 << 20;
+    let checkpoint = Checkpoint::open(&args.model)?;
+    room(&checkpoint, args)?;
+    let mut bar: Option<Progress> = None;
+    let Packed { bytes, kept } = checkpoint.pack(&args.model, &args.out, &mut |done, total| {
+        let bar = bar.get_or_insert_with(|| Progress::of("packing", "MiB", (total / STEP) as usize, false));
+        bar.update((done / STEP) as usize, "");
+    })?;
+    if let Some(mut bar) = bar {
+        bar.finish();
+    }
+    let before = if kept > 0 { format!(", of which {} were there", human(kept)) } else { String::new() };
+    writeln!(out(), "{}: {}{before}", args.out.display(), human(bytes))?;
+    Ok(())
+}
+
+/// Whether the drive has room, told before hours of writing rather than after.
+fn room(checkpoint: &Checkpoint, args: &Args) -> Result<(), String> {
+    let there = args.out.ancestors().find(|folder| folder.is_dir());
+    let Some(free) = there.and_then(|folder| rustix::fs::statvfs(folder).ok()).map(|fs| fs.f_bavail * fs.f_frsize)
+    else {
+        return Ok(());
+    };
+    let files = std::fs::read_dir(&args.out).into_iter().flatten().flatten();
+    let has: u64 = files.filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum();
+    let wants = checkpoint.weight_bytes().saturating_sub(has);
+    if free < wants {
+        let out = args.out.display();
+        return Err(format!("{out}: its drive has {} free, but the copy takes {} more", human(free), human(wants)));
+    }
+    Ok(())
+}

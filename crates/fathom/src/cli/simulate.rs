@@ -1,0 +1,235 @@
+//! `fathom simulate`: how fast decode would be with experts on given drives.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use fathom_kernels::human;
+use serde_json::json;
+
+use super::Outcome;
+use crate::plan::size;
+use crate::simulate::{About, Keep, Machine, Synthetic, Trace, replay};
+use crate::ui::out;
+
+/// Flags of `fathom simulate`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A trace that was recorded with --trace
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// A model to draw a trace for, where none is given
+    #[arg(long, value_enum, default_value_t = Shape::V4Flash)]
+    model: Shape,
+    /// Tokens to draw; the first half fills the cache and does not count
+    #[arg(long, default_value_t = 2000)]
+    tokens: usize,
+    /// s of the experts' popularity, 1 ÷ rankˢ
+    #[arg(long, default_value_t = 0.7)]
+    skew: f64,
+    /// The chance that a slot goes where one of the token before went
+    #[arg(long, default_value_t = 0.2)]
+    locality: f64,
+    /// The chance that a guess of the next layer's experts is right
+    #[arg(long, default_value_t = 0.75)]
+    guess: f64,
+    /// Memory for experts [default: what the recorded run had; for a model a table of machines]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    experts: Option<u64>,
+    /// What is forgotten first
+    #[arg(long, value_enum, default_value_t = Keep::Scores)]
+    keep: Keep,
+    /// Drives
+    #[arg(long, default_value_t = 1)]
+    drives: usize,
+    /// GB/s that a drive gives
+    #[arg(long, default_value_t = 7.0)]
+    drive_gbps: f64,
+    /// Microseconds from asking a drive to its first byte
+    #[arg(long, default_value_t = 100.0)]
+    latency_us: f64,
+    /// Milliseconds that a token takes with all in memory [default: from --memory-gbps]
+    #[arg(long)]
+    token_ms: Option<f64>,
+    /// The part of those that routed experts take
+    #[arg(long, default_value_t = 0.3)]
+    experts_part: f64,
+    /// GB/s that memory gives
+    #[arg(long, default_value_t = 80.0)]
+    memory_gbps: f64,
+    /// Passes at the start that do not count [default: half of a drawn trace, and those that read a prompt of a recorded one]
+    #[arg(long)]
+    skip: Option<u64>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model's sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Shape {
+    V4Flash,
+    V4Pro,
+}
+
+impl Shape {
+    fn about(self) -> About {
+        let (layers, experts, expert_bytes) = match self {
+            Shape::V4Flash => (43, 256, 13_369_344),
+            Shape::V4Pro => (61, 384, 35_094_528),
+        };
+        let (slots, hash_layers, half_life) = (6, 3, 1024.0);
+        About { layers, experts, slots, hash_layers, expert_bytes, room: 0, half_life, counts: Vec::new() }
+    }
+
+    /// Bytes of weights that a token reads beside routed experts: its active parameters less those, nearly all FP8.
+    fn dense(self) -> f64 {
+        match self {
+            Shape::V4Flash => 7.0e9,
+            Shape::V4Pro => 27.0e9,
+        }
+    }
+}
+
+impl Args {
+    /// `token` seconds of computing, shared out over layers.
+    fn machine(&self, about: &About, token: f64, experts_part: f64, bandwidth: f64) -> Machine {
+        let layer = token / about.layers as f64;
+        let rest = layer * (1.0 - experts_part);
+        Machine {
+            before: rest * 0.9,
+            beside: rest * 0.1,
+            expert: layer * experts_part / about.slots as f64,
+            bandwidth,
+            latency: self.latency_us / 1e6,
+        }
+    }
+
+    /// The same for a model whose weights are read at the speed of memory.
+    fn of_shape(&self, about: &About, memory_gbps: f64, bandwidth: f64) -> Machine {
+        let experts = (about.layers * about.slots) as f64 * about.expert_bytes as f64;
+        let all = self.model.dense() + experts;
+        self.machine(about, all / (memory_gbps * 1e9), experts / all, bandwidth)
+    }
+}
+
+/// Replays a trace, or draws one and shows a table of machines.
+pub fn simulate(args: &Args) -> Outcome {
+    if !(args.drive_gbps > 0.0 && args.memory_gbps > 0.0 && args.latency_us >= 0.0 && args.drives > 0) {
+        return Err("--drives, --drive-gbps and --memory-gbps must be more than 0, --latency-us no less".into());
+    }
+    if args.tokens == 0 || args.tokens > 1 << 20 {
+        return Err(format!("--tokens is {}; it must be 1 to {}", args.tokens, 1 << 20).into());
+    }
+    let bandwidth = args.drives as f64 * args.drive_gbps * 1e9;
+    if let Some(path) = &args.trace {
+        let trace = Trace::read(path)?;
+        let about = &trace.about;
+        let token =
+            args.token_ms.ok_or("a recorded trace needs --token-ms, what a token takes with all in memory")? / 1e3;
+        let prompt = trace.demands.iter().filter(|demand| demand.layer == 0 && demand.rows > 1).count() as u64;
+        let machine = args.machine(about, token, args.experts_part, bandwidth);
+        let room = args.experts.map_or(about.room, |bytes| (bytes / about.expert_bytes.max(1)) as usize);
+        return report(args, &trace, room, &machine, args.skip.unwrap_or(prompt));
+    }
+    let about = args.model.about();
+    let drawn = Synthetic { tokens: args.tokens, skew: args.skew, locality: args.locality, guess: args.guess, seed: 1 };
+    let trace = drawn.trace(about);
+    let about = &trace.about;
+    let skip = args.skip.unwrap_or(args.tokens as u64 / 2);
+    match args.experts {
+        Some(bytes) => {
+            let machine = match args.token_ms {
+                Some(ms) => args.machine(about, ms / 1e3, args.experts_part, bandwidth),
+                None => args.of_shape(about, args.memory_gbps, bandwidth),
+            };
+            report(args, &trace, (bytes / about.expert_bytes) as usize, &machine, skip)
+        }
+        None => table(args, &trace, skip),
+    }
+}
+
+fn report(args: &Args, trace: &Trace, room: usize, machine: &Machine, skip: u64) -> Outcome {
+    let done = replay(trace, room, args.keep, machine, skip);
+    let tokens = done.tokens.max(1) as f64;
+    if args.json {
+        let json = json!({
+            "tokens": done.tokens, "seconds": done.seconds, "tokens_per_second": tokens / done.seconds,
+            "hit_rate": done.hit_rate(), "demanded": done.demanded, "hits": done.hits,
+            "prefetched_in_time": done.in_time, "missed_bytes_per_token": done.missed_bytes as f64 / tokens,
+            "wasted_bytes_per_token": done.wasted_bytes as f64 / tokens, "stall_seconds": done.stalled,
+            "stall_known_layers_seconds": done.stalled_known,
+        });
+        writeln!(out(), "{json}")?;
+    } else {
+        writeln!(
+            out(),
+            "{} tokens in {:.3} s, {:.2} a second; hits {:.1} %, missed {} a token, wasted {}; waited {:.3} s",
+            done.tokens,
+            done.seconds,
+            tokens / done.seconds,
+            100.0 * done.hit_rate(),
+            human((done.missed_bytes as f64 / tokens) as u64),
+            human((done.wasted_bytes as f64 / tokens) as u64),
+            done.stalled
+        )?;
+    }
+    Ok(())
+}
+
+/// Machines that people own: memory in GB, and what it gives in GB/s.
+const MACHINES: [(u64, f64); 4] = [(32, 80.0), (64, 80.0), (128, 100.0), (512, 300.0)];
+/// Drives: how many, of which generation, and GB/s each.
+const DRIVES: [(usize, &str, f64); 5] =
+    [(1, "Gen4", 7.0), (2, "Gen4", 7.0), (4, "Gen4", 7.0), (1, "Gen5", 14.0), (4, "Gen5", 14.0)];
+/// Memory that is for neither dense weights nor experts: state, scratch, the program, the system.
+const OTHER: f64 = 6e9;
+
+fn table(args: &Args, trace: &Trace, skip: u64) -> Outcome {
+    let about = &trace.about;
+    writeln!(
+        out(),
+        "{:?}: {} tokens, skew {}, locality {}, guesses right {:.0} %\n{:>8} {:>8} {:>8} {:>8} {:>10} {:>12} {:>14}",
+        args.model,
+        args.tokens as u64 - skip,
+        args.skew,
+        args.locality,
+        100.0 * args.guess,
+        "memory",
+        "experts",
+        "drives",
+        "hits",
+        "tokens/s",
+        "in memory",
+        "prefill 8192"
+    )?;
+    for (memory, memory_gbps) in MACHINES {
+        let left = memory as f64 * 1e9 - args.model.dense() - OTHER;
+        let all = about.layers * about.experts;
+        let room = ((left.max(0.0) / about.expert_bytes as f64) as usize).min(all);
+        if room < 16 {
+            writeln!(out(), "{:>5} GB {:>8}", memory, "too little")?;
+            continue;
+        }
+        for (count, kind, gbps) in DRIVES {
+            let bandwidth = count as f64 * gbps * 1e9;
+            let done = replay(trace, room, args.keep, &args.of_shape(about, memory_gbps, bandwidth), skip);
+            let without = args.of_shape(about, memory_gbps, f64::INFINITY);
+            let token = about.layers as f64 * (without.before + without.beside + about.slots as f64 * without.expert);
+            // A chunk needs nearly all experts: those that are not in memory are read for it, whatever it computes meanwhile.
+            let chunk = (all - room) as f64 * about.expert_bytes as f64 / bandwidth;
+            let prefill = if chunk > 0.0 { format!("≤ {:.0}/s", 8192.0 / chunk) } else { "in memory".into() };
+            writeln!(
+                out(),
+                "{:>5} GB {:>6.0} % {:>8} {:>6.1} % {:>10.2} {:>12.2} {:>14}",
+                memory,
+                100.0 * room as f64 / all as f64,
+                format!("{count} {kind}"),
+                100.0 * done.hit_rate(),
+                done.tokens as f64 / done.seconds,
+                1.0 / token,
+                prefill
+            )?;
+        }
+    }
+    Ok(())
+}

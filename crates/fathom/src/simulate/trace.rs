@@ -1,0 +1,251 @@
+//! What a run demands: recorded, or drawn at random.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use serde::Deserialize;
+
+/// What a replay must know of the model.
+#[derive(Debug, Clone, Deserialize)]
+pub struct About {
+    /// `num_hidden_layers`.
+    pub layers: usize,
+    /// `n_routed_experts`.
+    pub experts: usize,
+    /// `num_experts_per_tok`.
+    pub slots: usize,
+    /// `num_hash_layers`.
+    pub hash_layers: usize,
+    /// Bytes of one expert.
+    pub expert_bytes: u64,
+    /// Experts that the recorded run had room for.
+    #[serde(default)]
+    pub room: usize,
+    /// Its half-life: see [`fathom_weights::experts::Policy`].
+    #[serde(default = "half_life")]
+    pub half_life: f64,
+    /// The counts that it began with.
+    #[serde(default)]
+    pub counts: Vec<f32>,
+}
+
+fn half_life() -> f64 {
+    1024.0
+}
+
+/// A layer of a pass.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Demand {
+    /// Which pass.
+    pub pass: u64,
+    /// Which layer.
+    pub layer: usize,
+    /// Tokens in the pass.
+    pub rows: usize,
+    /// The experts that are needed.
+    pub experts: Vec<u32>,
+    /// How many tokens go to each.
+    pub tokens: Vec<usize>,
+    /// Those that were asked for before, as a guess.
+    pub guessed: Vec<u32>,
+}
+
+/// What a run demanded, in order.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// Of which model.
+    pub about: About,
+    /// Layer after layer, pass after pass.
+    pub demands: Vec<Demand>,
+}
+
+/// The most lines of a trace: a million tokens of V4-Pro.
+const MOST: usize = 61 << 20;
+
+impl Trace {
+    /// Reads a recorded trace.
+    ///
+    /// # Errors
+    /// What is wrong with the file, by line.
+    pub fn read(path: &Path) -> Result<Trace, String> {
+        let name = path.display();
+        let file = std::fs::File::open(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+        let mut lines = BufReader::new(file).lines().take(MOST).enumerate();
+        let at = |n: usize, e: &dyn std::fmt::Display| format!("{name}, line {}: {e}", n + 1);
+        let Some((_, first)) = lines.next() else { return Err(format!("{name}: is empty; record it with --trace")) };
+        let about: About = serde_json::from_str(&first.map_err(|e| at(0, &e))?).map_err(|e| at(0, &e))?;
+        if about.layers == 0 || about.layers > 4096 || about.experts == 0 || about.experts > 1 << 16 {
+            return Err(at(0, &"layers and experts must be those of a model"));
+        }
+        let mut demands = Vec::new();
+        for (n, line) in lines {
+            let demand: Demand = serde_json::from_str(&line.map_err(|e| at(n, &e))?).map_err(|e| at(n, &e))?;
+            let known = |all: &[u32]| all.iter().all(|&expert| (expert as usize) < about.experts);
+            if demand.layer >= about.layers || !known(&demand.experts) || !known(&demand.guessed) {
+                return Err(at(n, &"a layer or an expert that the model does not have"));
+            }
+            if demand.tokens.len() != demand.experts.len() {
+                return Err(at(n, &"experts and tokens differ in length"));
+            }
+            demands.push(demand);
+        }
+        Ok(Trace { about, demands })
+    }
+}
+
+/// What to draw.
+#[derive(Debug, Clone, Copy)]
+pub struct Synthetic {
+    /// Tokens that are decoded.
+    pub tokens: usize,
+    /// s of the experts' popularity in a layer, 1 ÷ rankˢ; 0 is uniform. Hash layers are uniform always.
+    pub skew: f64,
+    /// The chance that a slot goes where one of the token before went.
+    pub locality: f64,
+    /// The chance that a guess is right.
+    pub guess: f64,
+    /// Which random numbers.
+    pub seed: u64,
+}
+
+/// A small deterministic generator (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        ((self.unit() * n as f64) as usize).min(n - 1)
+    }
+}
+
+impl Synthetic {
+    /// A trace of one token a pass.
+    pub fn trace(&self, about: About) -> Trace {
+        let mut random = Random(self.seed);
+        let sums = |skew: f64| -> Vec<f64> {
+            let mut sum = 0.0;
+            (1..=about.experts)
+                .map(|rank| {
+                    sum += (rank as f64).powf(-skew);
+                    sum
+                })
+                .collect()
+        };
+        let (skewed, uniform) = (sums(self.skew), sums(0.0));
+        let orders: Vec<Vec<u32>> = (0..about.layers).map(|_| shuffled(&mut random, about.experts)).collect();
+        let mut before: Vec<Vec<u32>> = vec![Vec::new(); about.layers];
+        let mut demands = Vec::with_capacity(self.tokens * about.layers);
+        for pass in 0..self.tokens as u64 {
+            for layer in 0..about.layers {
+                let hash = layer < about.hash_layers;
+                let sums = if hash { &uniform } else { &skewed };
+                let mut experts: Vec<u32> = Vec::with_capacity(about.slots);
+                while experts.len() < about.slots.min(about.experts) {
+                    let again = !hash && !before[layer].is_empty() && random.unit() < self.locality;
+                    let one = if again {
+                        before[layer][random.below(before[layer].len())]
+                    } else {
+                        let at = random.unit() * sums[about.experts - 1];
+                        orders[layer][sums.partition_point(|&sum| sum <= at).min(about.experts - 1)]
+                    };
+                    // One that is there already: another, so that it ends.
+                    if experts.contains(&one) {
+                        let other = orders[layer][random.below(about.experts)];
+                        if !experts.contains(&other) && random.unit() < 0.5 {
+                            experts.push(other);
+                        }
+                        continue;
+                    }
+                    experts.push(one);
+                }
+                let guessed = match hash {
+                    true => Vec::new(),
+                    false => experts
+                        .iter()
+                        .map(|&e| if random.unit() < self.guess { e } else { random.below(about.experts) as u32 })
+                        .collect(),
+                };
+                before[layer].clone_from(&experts);
+                let tokens = vec![1; experts.len()];
+                demands.push(Demand { pass, layer, rows: 1, experts, tokens, guessed });
+            }
+        }
+        Trace { about, demands }
+    }
+}
+
+fn shuffled(random: &mut Random, n: usize) -> Vec<u32> {
+    let mut all: Vec<u32> = (0..n as u32).collect();
+    for i in (1..n).rev() {
+        all.swap(i, random.below(i + 1));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn about() -> About {
+        About {
+            layers: 4,
+            experts: 32,
+            slots: 3,
+            hash_layers: 1,
+            expert_bytes: 1 << 20,
+            room: 0,
+            half_life: 256.0,
+            counts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn traces_are_read_or_refused_by_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace");
+        let first = r#"{"layers":2,"experts":4,"slots":1,"hash_layers":0,"expert_bytes":5}"#;
+        let line = |layer: usize, expert: usize| {
+            format!(r#"{{"pass":1,"layer":{layer},"rows":1,"experts":[{expert}],"tokens":[1],"guessed":[]}}"#)
+        };
+        std::fs::write(&path, format!("{first}\n{}\n", line(1, 3))).unwrap();
+        let trace = Trace::read(&path).unwrap();
+        assert_eq!((trace.demands.len(), trace.demands[0].experts[0]), (1, 3));
+        for bad in [line(2, 0), line(0, 4), "{}".into(), "x".into()] {
+            std::fs::write(&path, format!("{first}\n{bad}\n")).unwrap();
+            assert!(Trace::read(&path).unwrap_err().contains("line 2"));
+        }
+        std::fs::write(&path, "").unwrap();
+        assert!(Trace::read(&path).unwrap_err().contains("is empty"));
+    }
+
+    #[test]
+    fn skew_and_locality_are_what_was_asked_for() {
+        let draw = |skew, locality| Synthetic { tokens: 4000, skew, locality, guess: 1.0, seed: 1 }.trace(about());
+        let top = |trace: &Trace| {
+            let mut counts = [0; 32];
+            trace
+                .demands
+                .iter()
+                .filter(|d| d.layer == 2)
+                .for_each(|d| d.experts.iter().for_each(|&e| counts[e as usize] += 1));
+            counts.sort_unstable();
+            f64::from(counts[31]) / f64::from(counts.iter().sum::<i32>())
+        };
+        assert!(top(&draw(0.0, 0.0)) < 0.05 && top(&draw(1.5, 0.0)) > 0.2);
+        let again = |trace: &Trace| {
+            let layer: Vec<&Demand> = trace.demands.iter().filter(|d| d.layer == 2).collect();
+            layer
+                .windows(2)
+                .map(|two| two[1].experts.iter().filter(|e| two[0].experts.contains(e)).count())
+                .sum::<usize>()
+        };
+        assert!(again(&draw(0.0, 0.6)) > 3 * again(&draw(0.0, 0.0)));
+    }
+}
