@@ -81,6 +81,45 @@ fn score_writes_the_same_file_whatever_is_changed() {
     assert!(score("exact", &["--profile", "exact"]) != whole);
 }
 
+/// With experts in files, whatever there is room for, packed or not, the file is the same; what cannot fit is refused.
+#[test]
+fn score_writes_the_same_file_with_less_memory() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::create_dir(path("model")).unwrap();
+    Synth::tiny(5).set("n_routed_experts", 800).set("num_hidden_layers", 4).write(Path::new(&path("model"))).unwrap();
+    let ids: Vec<i32> = (0..150).map(|i| i * 37 % 512).collect();
+    let input = tokens_file(folder.path(), &ids[..140], &ids[140..]);
+    let score = |model: &str, name: &str, more: &[&str]| {
+        let (model, output) = (path(model), path(name));
+        let fixed = ["score", &model, "--tokens", &input, "--output", &output, "--json", "--no-counts"];
+        let out = fathom(&[&fixed, more].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        (fs::read(output).unwrap(), json)
+    };
+    let (whole, json) = score("model", "whole", &[]);
+    assert!(json["experts"].is_null());
+    let refused =
+        refused(&["score", &path("model"), "--tokens", &input, "--output", &path("none"), "--memory", "1MiB"]);
+    assert!(refused.contains("1.00 MiB of memory were given, too little"), "{refused}");
+    let least = refused.split("give it --memory ").nth(1).unwrap().split("MiB").next().unwrap();
+    let least: u64 = least.parse().unwrap();
+    let packed = fathom(&["pack", &path("model"), &path("packed")]);
+    assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    let trace = path("trace");
+    for (model, more) in [("model", 0), ("model", 10), ("packed", 0), ("packed", 20)] {
+        let budget = format!("{}MiB", least + more);
+        let (bytes, json) = score(model, "less", &["--memory", &budget, "--trace", &trace]);
+        assert!(bytes == whole, "{model} {more}");
+        let experts = &json["experts"];
+        assert!(experts["read_bytes"].as_u64().unwrap() > 0 && experts["decode"]["tokens"] == 10, "{experts}");
+    }
+    let replay = fathom(&["simulate", "--trace", &trace, "--token-ms", "1", "--json"]);
+    let replayed: serde_json::Value = serde_json::from_slice(&replay.stdout).unwrap();
+    assert_eq!(replayed["tokens"], 10);
+}
+
 /// Saved by one process and taken up by another, a session's logits are those of one that was never interrupted.
 #[test]
 fn score_goes_on_from_what_was_saved() {

@@ -8,7 +8,7 @@ use crate::block::Block;
 use crate::moe::chosen;
 use crate::{Error, Model};
 
-/// How often each expert must be hit on average for a layer to need nearly all of them: then the layer is asked for whole.
+/// How often each expert must be hit on average for a layer to need nearly all of them: then no guess is computed.
 const ALL: usize = 4;
 
 /// A layer's part of a pass.
@@ -32,14 +32,13 @@ impl<D: Device> Stream<'_, '_, D> {
         self.pass.demand(self.layer, rows, &wanted);
     }
 
-    /// Asks for what the next layer is likely to need: all of it where many rows go through, or what its router says of the
-    /// residual h `[n, hc·D]` as it is before this layer has added its part.
+    /// Asks for what the next layer is likely to need: all but the least used where many rows go through, or what its router
+    /// says of the residual h `[n, hc·D]` as it is before this layer has added its part.
     pub(crate) fn look_ahead(&mut self, device: &D, tokens: &[u32], h: &Array<D::Buffer>) -> Result<(), Error> {
         let Some((layer, block)) = self.next.filter(|_| self.guess) else { return Ok(()) };
         let moe = &block.experts;
         if h.rows * moe.slots >= ALL * moe.count {
-            let all: Vec<u32> = (0..moe.count as u32).collect();
-            self.pass.ahead(layer, &all, Ahead::Guess);
+            self.pass.ahead_by_counts(layer, h.rows * moe.slots);
         } else if layer > self.layer && matches!(moe.gate, fathom_kernels::Gate::Scored { .. }) {
             let x = block.experts_connection.input(device, h)?.input; // [n, D]
             let mut needed = vec![false; moe.count];

@@ -26,7 +26,7 @@ const CHUNK_IN_MEMORY: usize = 1024;
 const SCRATCH: u64 = 256 << 20;
 /// With streamed experts scratch may take one part in so many of what experts and scratch have together: wider chunks read
 /// each expert for more tokens, and leave room for fewer.
-const PART: u64 = 5;
+const PART: u64 = 3;
 
 /// What a run is to hold.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +116,7 @@ pub fn plan(device: &Cpu, checkpoint: &Checkpoint, wanted: Wanted) -> Result<Pla
     // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads; a token
     // of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
     let program = PROGRAM
-        + WORDS
+        + if wanted.text > 0 { WORDS } else { 0 }
         + THREAD * wanted.threads as u64
         + 20 * wanted.text
         + 40 * wanted.context.min(1 << 20) as u64

@@ -23,6 +23,8 @@ use crate::{Checkpoint, Error};
 
 /// Frames that a cache has at least: enough for two layers of decode to overlap.
 const LEAST_FRAMES: usize = 16;
+/// Tokens that an expert must be expected to get to be read ahead: with so many, half of the time it gets one.
+const LIKELY: f64 = 0.7;
 /// A drive that has not answered for so long is spoken of.
 const SLOW: Duration = Duration::from_secs(5);
 /// How often what was counted is written down.
@@ -308,6 +310,13 @@ impl<D: Device> Pass<'_, D> {
         self.state.pump();
     }
 
+    /// Asks for those experts of a layer that at least one of `pairs` pairs of token and slot is likely to go to, by how often
+    /// they were used so far: what is used most first.
+    pub fn ahead_by_counts(&mut self, layer: usize, pairs: usize) {
+        let likely = self.state.likely(layer, pairs);
+        self.ahead(layer, &likely, Ahead::Guess);
+    }
+
     /// Says which experts a layer needs, and how many of `rows` tokens go to each.
     pub fn demand(&mut self, layer: usize, rows: usize, wanted: &[(u32, usize)]) {
         let _ = self.state.drain(self.device);
@@ -395,6 +404,18 @@ impl<D: Device> State<D> {
                 self.queue.push_back((expert, why));
             }
         }
+    }
+
+    fn likely(&self, layer: usize, pairs: usize) -> Vec<u32> {
+        let range = self.experts_of(layer);
+        let all: f64 = range.clone().map(|expert| self.policy.score(expert)).sum();
+        // Where little is known, all may be.
+        let known = self.policy.tokens_in(range.clone()) >= (4 * range.len()) as f64;
+        let expected = |&expert: &u32| pairs as f64 * self.policy.score(range.start + expert as usize) / all;
+        let mut likely: Vec<u32> =
+            (0..range.len() as u32).filter(|expert| !known || expected(expert) >= LIKELY).collect();
+        likely.sort_by(|a, b| expected(b).total_cmp(&expected(a)));
+        likely
     }
 
     fn demand(&mut self, layer: usize, rows: usize, wanted: &[(u32, usize)]) {

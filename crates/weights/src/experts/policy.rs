@@ -48,6 +48,11 @@ impl Policy {
         self.scores.iter().map(|score| score / self.weight)
     }
 
+    /// The sum of some experts' counts.
+    pub(crate) fn tokens_in(&self, experts: std::ops::Range<usize>) -> f64 {
+        self.scores[experts].iter().sum::<f64>() / self.weight
+    }
+
     /// Takes up counts from an earlier run; they fade like others.
     pub fn restore(&mut self, counts: &[f32]) {
         for (score, &count) in self.scores.iter_mut().zip(counts) {
