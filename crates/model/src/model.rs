@@ -181,8 +181,8 @@ impl<D: Device> Model<D> {
         for (layer, block) in self.layers.iter().enumerate() {
             block.forward(device, layer, &mut batch, &mut h, self.stream_of(&mut pass, layer, more))?;
         }
-        drop(pass);
         let logits = self.logits(&batch, h)?;
+        drop(pass);
         for segment in batch.segments.iter_mut() {
             segment.state.position += segment.tokens.len();
             segment.state.whole = true;

@@ -53,6 +53,7 @@ fn phase(phase: &Phase) -> Value {
     json!({
         "passes": phase.passes,
         "tokens": phase.tokens,
+        "seconds": phase.time.as_secs_f64(),
         "demanded": phase.demanded,
         "hit_rate": phase.hit_rate(),
         "hits": phase.hits,

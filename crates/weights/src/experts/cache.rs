@@ -278,7 +278,7 @@ impl<D: Device> ExpertCache<D> {
     pub fn begin<'a>(&'a self, device: &'a D, tokens: usize, is_decode: bool) -> Pass<'a, D> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.begin(tokens, is_decode);
-        Pass { state, device, cache: self }
+        Pass { state, device, cache: self, start: Instant::now() }
     }
 }
 
@@ -299,6 +299,15 @@ pub struct Pass<'a, D: Device> {
     state: MutexGuard<'a, State<D>>,
     device: &'a D,
     cache: &'a ExpertCache<D>,
+    start: Instant,
+}
+
+impl<D: Device> Drop for Pass<'_, D> {
+    fn drop(&mut self) {
+        let time = self.start.elapsed();
+        self.state.phase().time += time;
+        *self.cache.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.state.totals();
+    }
 }
 
 impl<D: Device> Pass<'_, D> {

@@ -10,6 +10,8 @@ pub struct Phase {
     pub passes: u64,
     /// Tokens in them.
     pub tokens: u64,
+    /// Time that they took.
+    pub time: Duration,
     /// Experts that were needed, each once for a pass and layer.
     pub demanded: u64,
     /// Of those, in memory when the pass began.
@@ -55,6 +57,7 @@ impl Sub for Phase {
         Phase {
             passes: self.passes - o.passes,
             tokens: self.tokens - o.tokens,
+            time: self.time - o.time,
             demanded: self.demanded - o.demanded,
             hits: self.hits - o.hits,
             in_time: self.in_time - o.in_time,

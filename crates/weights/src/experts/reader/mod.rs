@@ -21,8 +21,9 @@ use super::file::ShardFile;
 use super::place::{Places, Run};
 use crate::Error;
 
-/// Reads under way on one drive.
-const DEPTH: usize = 16;
+/// Reads under way on one drive: with pieces of half a megabyte enough for any, and few enough that what was asked for first
+/// comes first.
+const DEPTH: usize = 8;
 /// The most reads under way.
 const MOST: usize = 64;
 

@@ -17,7 +17,7 @@ use super::{Done, Read, Shared};
 use crate::Error;
 
 /// Bytes of a piece at most.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 512 << 10;
 /// The most bytes that the kernel takes as one registered buffer.
 const LARGEST_BUFFER: usize = 1 << 30;
 /// The most bytes that are registered: to have them pinned takes a second for some ten gigabytes.
