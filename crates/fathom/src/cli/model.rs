@@ -104,7 +104,7 @@ impl Files {
 pub struct Loaded {
     /// It.
     pub model: Arc<Model<Cpu>>,
-    /// The memory it may take, for one session of `context` tokens.
+    /// The memory it may take, for one session of `context` tokens, and states of others as far as there is room.
     pub plan: Plan,
     /// The most tokens of a session.
     pub context: usize,
@@ -131,7 +131,7 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
     let chunk = options.chunk(&model).min(context);
     let plan = Plan {
         weights: files.checkpoint.weight_bytes(),
-        state: model.state_bytes(context),
+        state: model.state_bytes(context) + Engine::spare_bytes(&model),
         scratch: model.scratch_bytes(chunk),
         // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads;
         // a token of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
@@ -157,10 +157,6 @@ impl Loaded {
     /// An engine over it, which keeps its sessions in a store if there is one.
     pub fn engine(&self, queue: usize, keep: Option<Keep>) -> Engine {
         let options = EngineOptions { prefill_chunk: self.chunk, queue, context: self.context };
-        if keep.is_some() {
-            let own = Engine::keep_bytes(&*self.model);
-            self.model.device().ledger().limit(Share::State, self.plan.state + own);
-        }
         Engine::start(Arc::clone(&self.model), options, keep)
     }
 }

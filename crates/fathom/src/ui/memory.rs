@@ -7,7 +7,7 @@ use fathom_kernels::human;
 pub struct Plan {
     /// Mapped weights: all of them, though the system keeps only what is used and fits.
     pub weights: u64,
-    /// The session's state at the context's end.
+    /// A session's state at the context's end, and what an engine keeps beside it for others to go on from.
     pub state: u64,
     /// One pass over the layers.
     pub scratch: u64,
