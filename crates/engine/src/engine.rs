@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use fathom_kernels::Device;
 use fathom_model::Model;
 
-use crate::keeper::{Keep, Keeper, Wish};
+use crate::keeper::{Keep, Keeper, Settle, Wish};
 use crate::worker::Worker;
 use crate::{Error, Event, Owner, Request, SnapshotError, Usage};
 
@@ -131,6 +131,7 @@ impl Shared {
 pub struct Engine {
     shared: Arc<Shared>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    settle: Option<Settle>,
 }
 
 impl Engine {
@@ -148,13 +149,14 @@ impl Engine {
             vocab: config.vocab_size,
         });
         let keeper = keep.map(|keep| Keeper::start(Arc::clone(&model), keep));
+        let settle = keeper.as_ref().map(Keeper::settle);
         let worker = Worker::new(model, Arc::clone(&shared), keeper);
         let closing = CloseOnPanic(Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
             let _closing = closing;
             worker.run();
         });
-        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))) }
+        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))), settle }
     }
 
     /// Bytes of state that an engine can use beside a session of the whole context: for states that others go on from, and for
@@ -209,6 +211,13 @@ impl Engine {
         queue.waiting.push_back(Work::Answer { request: Box::new(request), sink, wish });
         self.shared.changed.notify_all();
         Ok(())
+    }
+
+    /// Makes sure that nothing more of a session is written, so that its snapshots can be removed.
+    pub(crate) fn settle(&self, owner: &Owner, session: &str) {
+        if let Some(settle) = &self.settle {
+            settle(owner, session);
+        }
     }
 
     /// Drops from memory what only a session with these tokens had, and not `others` of the owner's.

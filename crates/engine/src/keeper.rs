@@ -64,6 +64,9 @@ pub(crate) struct Wish {
     pub told: Box<dyn FnOnce(Result<Saved, SnapshotError>) + Send>,
 }
 
+/// See [`Keeper::settle`].
+pub(crate) type Settle = Arc<dyn Fn(&Owner, &str) + Send + Sync>;
+
 struct Job<D: Device> {
     owner: Owner,
     session: Option<Arc<str>>,
@@ -76,7 +79,8 @@ struct Job<D: Device> {
 
 struct Jobs<D: Device> {
     waiting: VecDeque<Job<D>>,
-    writing: bool,
+    /// Whose state is being written, of which session.
+    writing: Option<(Owner, Option<Arc<str>>)>,
     closed: bool,
 }
 
@@ -101,7 +105,7 @@ struct Done<'a, D: Device>(&'a Queue<D>);
 impl<D: Device> Drop for Done<'_, D> {
     fn drop(&mut self) {
         let mut jobs = self.0.lock();
-        jobs.writing = false;
+        jobs.writing = None;
         // Were the thread to end by a panic, nobody would write what comes.
         jobs.closed |= std::thread::panicking();
         self.0.changed.notify_all();
@@ -119,7 +123,7 @@ pub(crate) struct Keeper<D: Device> {
 
 impl<D: Device> Keeper<D> {
     pub(crate) fn start(model: Arc<Model<D>>, keep: Keep) -> Self {
-        let jobs = Jobs { waiting: VecDeque::new(), writing: false, closed: false };
+        let jobs = Jobs { waiting: VecDeque::new(), writing: None, closed: false };
         let queue = Arc::new(Queue { jobs: Mutex::new(jobs), changed: Condvar::new() });
         let (store, subject) = (keep.store.clone(), keep.subject.clone());
         let writer = (Arc::clone(&model), Arc::clone(&queue));
@@ -170,10 +174,24 @@ impl<D: Device> Keeper<D> {
 
     /// Waits until nothing waits, and says whether there was something: what is written holds the memory of its session.
     pub(crate) fn wait(&self) -> bool {
-        let busy = |jobs: &Jobs<D>| (jobs.writing || !jobs.waiting.is_empty()) && !jobs.closed;
+        let busy = |jobs: &Jobs<D>| (jobs.writing.is_some() || !jobs.waiting.is_empty()) && !jobs.closed;
         let was_busy = busy(&self.queue.lock());
         drop(self.queue.wait_while(busy));
         was_busy
+    }
+
+    /// What makes sure that nothing more of a session is written: what waits is not, and what is being written is waited for.
+    pub(crate) fn settle(&self) -> Settle {
+        let queue = Arc::clone(&self.queue);
+        Arc::new(move |owner, name| {
+            let of = |whose: &Owner, session: &Option<Arc<str>>| whose == owner && session.as_deref() == Some(name);
+            queue.lock().waiting.retain(|job| !of(&job.owner, &job.session) || job.wish.is_some());
+            let at_work = |jobs: &Jobs<D>| {
+                jobs.writing.as_ref().is_some_and(|(owner, session)| of(owner, session))
+                    || jobs.waiting.iter().any(|job| of(&job.owner, &job.session))
+            };
+            drop(queue.wait_while(|jobs| at_work(jobs) && !jobs.closed));
+        })
     }
 
     pub(crate) fn namespace(&self, owner: &Owner) -> Result<Namespace, fathom_store::Error> {
@@ -195,7 +213,7 @@ impl<D: Device> Keeper<D> {
 fn next<D: Device>(queue: &Queue<D>) -> Option<Job<D>> {
     let mut jobs = queue.wait_while(|jobs| jobs.waiting.is_empty() && !jobs.closed);
     let job = jobs.waiting.pop_front();
-    jobs.writing = job.is_some();
+    jobs.writing = job.as_ref().map(|job| (job.owner.clone(), job.session.clone()));
     queue.changed.notify_all();
     job
 }

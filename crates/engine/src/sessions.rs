@@ -174,6 +174,7 @@ impl Sessions {
         let tokens = turn.before.len();
         let prompt = turn.before.get(..position).ok_or(Error::Position { position, tokens })?.to_vec();
         if position == 0 {
+            self.0.engine.settle(owner, name);
             turn.commit(Vec::new());
             self.remove_beyond(owner, name, 0)?;
             let (reason, usage) = (Finish::Length, crate::Usage::default());
@@ -295,6 +296,7 @@ impl Sessions {
     pub fn delete(&self, owner: &Owner, name: &str) -> Result<(), Error> {
         let turn = self.turn(owner, name)?;
         let timeline = Arc::clone(&turn.before);
+        self.0.engine.settle(owner, name);
         self.remove_beyond(owner, name, 0)?;
         drop(turn);
         let mut table = self.table();

@@ -175,9 +175,13 @@ fn they_outlive_the_engine() {
     assert_eq!(fourth.restore(&me, &id, None).unwrap().position, 1140);
     assert_eq!(go_on(&fourth, "a", &[], 10).1.reused_tokens, 1140);
 
+    go_on(&third, "a", &[4; 100], 40);
     for name in ["a", "b", &restored.name] {
+        // Though its end is just being written.
         third.delete(&me, name).unwrap();
     }
+    assert_eq!(third.namespace(&me).unwrap().list().unwrap().iter().filter(|s| s.name.is_some()).count(), 0);
+    third.0.engine.drain();
     assert_eq!(third.namespace(&me).unwrap().list().unwrap().iter().filter(|s| s.name.is_some()).count(), 0);
     assert_eq!(names(&third), []);
 }
