@@ -53,12 +53,18 @@ pub(crate) enum Work {
         sink: Sink,
         wish: Option<Wish>,
     },
-    /// Drop the states of a session that are not of others.
-    Forget {
-        owner: Owner,
-        timeline: Arc<Vec<u32>>,
-        others: Vec<Arc<Vec<u32>>>,
-    },
+    /// Drop the states of a session's past.
+    Forget(Past),
+}
+
+/// What a session was and is not any more.
+pub(crate) struct Past {
+    pub owner: Owner,
+    pub session: String,
+    /// Its tokens as they were.
+    pub before: Arc<Vec<u32>>,
+    /// Those that are left, and those of the owner's other sessions: their beginnings stay.
+    pub others: Vec<Arc<Vec<u32>>>,
 }
 
 /// What the engine's handles and its thread share.
@@ -220,9 +226,9 @@ impl Engine {
         }
     }
 
-    /// Drops from memory what only a session with these tokens had, and not `others` of the owner's.
-    pub fn forget(&self, owner: &Owner, timeline: Arc<Vec<u32>>, others: Vec<Arc<Vec<u32>>>) {
-        self.shared.lock().waiting.push_back(Work::Forget { owner: owner.clone(), timeline, others });
+    /// Drops from memory what only a session's past had.
+    pub(crate) fn forget(&self, past: Past) {
+        self.shared.lock().waiting.push_back(Work::Forget(past));
         self.shared.changed.notify_all();
     }
 

@@ -75,10 +75,18 @@ pub enum Error {
         name: String,
     },
     /// A name that no session can have.
-    #[error("{name:?} is no name for a session: it takes 1 to 64 letters, digits, dots, dashes and underscores")]
+    #[error(
+        "{name:?} is no name for a session: it takes 1 to 64 letters, digits, dots, dashes and underscores, and is not import"
+    )]
     SessionName {
         /// The name.
         name: String,
+    },
+    /// No snapshot of that identity.
+    #[error("there is no snapshot {id}")]
+    NoSnapshot {
+        /// Its identity.
+        id: String,
     },
     /// A position that the session does not have.
     #[error("position {position} is beyond the session's {tokens} tokens")]
@@ -101,13 +109,19 @@ pub enum Error {
 
 impl From<fathom_store::Error> for Error {
     fn from(e: fathom_store::Error) -> Self {
-        Error::Store(e.to_string())
+        match e {
+            fathom_store::Error::NoSnapshot { id, .. } => Error::NoSnapshot { id: id.to_string() },
+            e => Error::Store(e.to_string()),
+        }
     }
 }
 
 impl From<crate::SnapshotError> for Error {
     fn from(e: crate::SnapshotError) -> Self {
-        Error::Store(e.to_string())
+        match e {
+            crate::SnapshotError::Store(e) => e.into(),
+            e => Error::Store(e.to_string()),
+        }
     }
 }
 

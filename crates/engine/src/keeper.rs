@@ -184,7 +184,9 @@ impl<D: Device> Keeper<D> {
     pub(crate) fn settle(&self) -> Settle {
         let queue = Arc::clone(&self.queue);
         Arc::new(move |owner, name| {
-            let of = |whose: &Owner, session: &Option<Arc<str>>| whose == owner && session.as_deref() == Some(name);
+            let of = |whose: &Owner, session: &Option<Arc<str>>| {
+                whose == owner && session.as_deref().is_some_and(|session| session.trim_end_matches('~') == name)
+            };
             queue.lock().waiting.retain(|job| !of(&job.owner, &job.session) || job.wish.is_some());
             let at_work = |jobs: &Jobs<D>| {
                 jobs.writing.as_ref().is_some_and(|(owner, session)| of(owner, session))

@@ -7,6 +7,7 @@ use fathom_kernels::Device;
 use fathom_model::State;
 
 use crate::Owner;
+use crate::engine::Past;
 use crate::keeper::Fate;
 
 /// The most states that are kept, whatever memory there is: all are compared with each prompt.
@@ -112,12 +113,18 @@ impl<D: Device> Cache<D> {
         Some(kept)
     }
 
-    /// Drops what only a session with these tokens had: not what is also the beginning of one of `others`.
-    pub(crate) fn forget(&mut self, owner: &Owner, timeline: &[u32], others: &[Arc<Vec<u32>>]) {
-        let goes =
-            |tokens: &[u32]| timeline.starts_with(tokens) && !others.iter().any(|other| other.starts_with(tokens));
-        self.all.retain(|kept| kept.owner != *owner || !goes(kept.tokens()));
-        self.gone.retain(|(of, theirs, position)| of != owner || !goes(&theirs[..*position]));
+    /// Drops what only a session's past had: not what others begin with.
+    pub(crate) fn forget(&mut self, past: &Past) {
+        let stays = |tokens: &[u32]| past.others.iter().any(|other| other.starts_with(tokens));
+        let of = |session: Option<&str>| session.is_some_and(|name| name.trim_end_matches('~') == past.session);
+        self.all.retain(|kept| {
+            let its = of(kept.session.as_deref()) || past.before.starts_with(kept.tokens());
+            kept.owner != past.owner || !its || stays(kept.tokens())
+        });
+        self.gone.retain(|(owner, theirs, position)| {
+            let tokens = &theirs[..*position];
+            *owner != past.owner || !past.before.starts_with(tokens) || stays(tokens)
+        });
     }
 
     /// All of them, the last used first.

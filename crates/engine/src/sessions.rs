@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use fathom_store::{Id, Namespace, NewSnapshot, Saved, Snapshot, Store, Subject};
 
+use crate::engine::Past;
 use crate::{Engine, Error, Event, Finish, Owner, Request};
 
 /// The longest name.
@@ -119,24 +120,24 @@ impl Sessions {
         Ok(self.entry(owner, name)?.tokens)
     }
 
-    /// Reads `more` tokens at the session's end and generates up to `request.max_tokens`; the prompt, the owner and the session
-    /// of `request` are not looked at. What was generated belongs to the session, however the request ends; `more` does not
-    /// if it was not read to its end. `sink` is as for [`Engine::submit`].
+    /// Reads tokens at the session's end and generates: `more` is told the tokens so far, while nobody else works on them, and
+    /// says what is to be read and how to go on; the request's prompt, owner and session are not looked at. What was generated belongs to the session, however the request ends; what was to be read
+    /// does not if it was not read to its end. `sink` is as for [`Engine::submit`].
     ///
     /// # Errors
     /// [`Error::NoSession`], [`Error::SessionBusy`], and what [`Engine::submit`] says.
-    pub fn go_on(
+    pub fn go_on<E: From<Error>>(
         &self,
         owner: &Owner,
         name: &str,
-        more: &[u32],
-        request: Request,
+        more: impl FnOnce(&[u32]) -> Result<(Vec<u32>, Request), E>,
         sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
-    ) -> Result<(), Error> {
+    ) -> Result<(), E> {
         let turn = self.turn(owner, name)?;
-        let prompt = [&turn.before[..], more].concat();
+        let (more, request) = more(&turn.before)?;
+        let prompt = [&turn.before[..], &more].concat();
         let request = Request { prompt: prompt.clone(), owner: owner.clone(), session: Some(name.into()), ..request };
-        self.0.engine.submit(request, turn.follow(prompt, sink))
+        Ok(self.0.engine.submit(request, turn.follow(prompt, sink))?)
     }
 
     /// Another session with the first `position` tokens of this one, or all, under a name of its own.
@@ -159,7 +160,8 @@ impl Sessions {
     }
 
     /// Goes back to a position: the tokens after it and snapshots of them are gone. The state there is found or made by reading
-    /// on from the nearest before it; `sink` is as for [`Engine::submit`], and the usage at the end says how far that was.
+    /// on from the nearest before it; `sink` is as for [`Engine::submit`], and the usage at the end says how far that was. `told`
+    /// hears whether it is so in the store too, on a thread of the engine's, or is dropped if it did not come to that.
     ///
     /// # Errors
     /// [`Error::NoSession`], [`Error::SessionBusy`], [`Error::Position`], and what [`Engine::submit`] says.
@@ -169,14 +171,18 @@ impl Sessions {
         name: &str,
         position: usize,
         mut sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
+        told: impl FnOnce(Result<(), Error>) + Send + 'static,
     ) -> Result<(), Error> {
         let turn = self.turn(owner, name)?;
+        let before = Arc::clone(&turn.before);
         let tokens = turn.before.len();
         let prompt = turn.before.get(..position).ok_or(Error::Position { position, tokens })?.to_vec();
         if position == 0 {
             self.0.engine.settle(owner, name);
             turn.commit(Vec::new());
             self.remove_beyond(owner, name, 0)?;
+            self.forget_past(owner, name, before);
+            told(Ok(()));
             let (reason, usage) = (Finish::Length, crate::Usage::default());
             let _ = sink(Event::Done { reason, usage });
             return Ok(());
@@ -189,19 +195,35 @@ impl Sessions {
             session,
             ..Request::default()
         };
-        let sink = turn.follow(prompt, sink);
-        match self.0.keep {
-            None => self.0.engine.submit(request, sink),
-            Some(_) => {
-                let (sessions, name) = (self.clone(), name.to_owned());
-                self.0.engine.submit_and_save(request, sink, false, move |saved| {
-                    // Not before the new end is stored: whatever happens, one of the two is found.
-                    if saved.is_ok() {
-                        let _ = sessions.remove_beyond(&owner, &name, position);
-                    }
-                })
+        let (sessions, of, named) = (self.clone(), owner.clone(), name.to_owned());
+        let sink = turn.follow(prompt, move |event| {
+            if matches!(event, Event::Done { .. }) {
+                sessions.forget_past(&of, &named, Arc::clone(&before));
             }
+            sink(event)
+        });
+        let (sessions, name) = (self.clone(), name.to_owned());
+        match self.0.keep {
+            None => {
+                self.0.engine.submit(request, sink)?;
+                told(Ok(()));
+                Ok(())
+            }
+            // Not before the new end is stored: whatever happens, one of the two is found.
+            Some(_) => self.0.engine.submit_and_save(request, sink, false, move |saved| {
+                let removed = saved.map_err(Error::from).and_then(|_| sessions.remove_beyond(&owner, &name, position));
+                told(removed);
+            }),
         }
+    }
+
+    /// Takes a session's snapshots beyond a position away, whatever is still to be written of it: for whoever goes on from there.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn cut(&self, owner: &Owner, name: &str, position: usize) -> Result<(), Error> {
+        self.0.engine.settle(owner, name);
+        self.remove_beyond(owner, name, position)
     }
 
     /// Saves a session as it is now. `told` hears what came of it, on a thread of the engine's.
@@ -298,14 +320,20 @@ impl Sessions {
         let timeline = Arc::clone(&turn.before);
         self.0.engine.settle(owner, name);
         self.remove_beyond(owner, name, 0)?;
+        // While nobody else can work on it.
+        self.table().remove(&(owner.clone(), name.to_owned()));
         drop(turn);
-        let mut table = self.table();
-        table.remove(&(owner.clone(), name.to_owned()));
+        self.forget_past(owner, name, timeline);
+        Ok(())
+    }
+
+    /// Drops from memory what a session was and is not any more.
+    fn forget_past(&self, owner: &Owner, name: &str, before: Arc<Vec<u32>>) {
+        let table = self.table();
         let others =
             table.iter().filter(|(key, _)| key.0 == *owner).map(|(_, entry)| Arc::clone(&entry.tokens)).collect();
         drop(table);
-        self.0.engine.forget(owner, timeline, others);
-        Ok(())
+        self.0.engine.forget(Past { owner: owner.clone(), session: name.to_owned(), before, others });
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
@@ -318,7 +346,7 @@ impl Sessions {
         let Some((_, subject)) = &self.0.keep else { return Ok(all) };
         for snapshot in self.namespace(owner)?.list()? {
             if let (Some(name), true) = (&snapshot.name, snapshot.subject == *subject) {
-                all.entry(name.clone()).or_default().push(snapshot);
+                all.entry(name.trim_end_matches('~').to_owned()).or_default().push(snapshot);
             }
         }
         Ok(all)
@@ -332,9 +360,14 @@ impl Sessions {
         }
         let missing = || Error::NoSession { name: name.to_owned() };
         let snapshots = self.stored(owner)?.remove(name).ok_or_else(missing)?;
-        let head = head(&snapshots).ok_or_else(missing)?;
-        let tokens = Arc::new(self.namespace(owner)?.tokens(&head.id)?);
-        let entry = Entry { created: head.created, ..Entry::new(tokens, None) };
+        let entry = match head(&snapshots) {
+            Some(head) => {
+                let tokens = Arc::new(self.namespace(owner)?.tokens(&head.id)?);
+                Entry { created: head.created, ..Entry::new(tokens, None) }
+            }
+            // Its first request did not come to its end.
+            None => Entry::new(Arc::default(), None),
+        };
         Ok(self.table().entry(key).or_insert(entry).clone())
     }
 
@@ -454,7 +487,8 @@ impl Drop for Turn {
 
 /// The snapshot that is a session's end: the newest. One of the same second that goes further is newer.
 fn head(snapshots: &[Snapshot]) -> Option<&Snapshot> {
-    snapshots.iter().max_by_key(|snapshot| (snapshot.created, snapshot.position))
+    let ends = snapshots.iter().filter(|snapshot| snapshot.name.as_ref().is_some_and(|name| !name.ends_with('~')));
+    ends.max_by_key(|snapshot| (snapshot.created, snapshot.position))
 }
 
 fn describe(name: String, entry: &Entry, stored: &[Snapshot]) -> Session {
@@ -495,7 +529,9 @@ impl Session {
 
 fn check_name(name: &str) -> Result<(), Error> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    match (1..=MAX_NAME).contains(&name.len()) && name.chars().all(fits) && name.chars().any(|c| c != '.') {
+    let is_route = name == "import";
+    match !is_route && (1..=MAX_NAME).contains(&name.len()) && name.chars().all(fits) && name.chars().any(|c| c != '.')
+    {
         true => Ok(()),
         false => Err(Error::SessionName { name: name.chars().take(2 * MAX_NAME).collect() }),
     }

@@ -57,7 +57,7 @@ impl<D: Device> Worker<D> {
             let model = Arc::clone(&self.model);
             model.device().scope(|| match work {
                 Work::Answer { request, sink, wish } => self.serve(*request, sink, wish),
-                Work::Forget { owner, timeline, others } => self.cache.forget(&owner, &timeline, &others),
+                Work::Forget(past) => self.cache.forget(&past),
             });
             shared.done();
         }
@@ -104,6 +104,10 @@ impl<D: Device> Worker<D> {
             false => Finish::Cancelled,
         };
         let whole = read && finish != Finish::Cancelled;
+        if !read {
+            // What was asked for did not come about: the state is good, and the session is as it was.
+            running.session = running.session.map(|name| on_the_way(&name));
+        }
         self.keep(&mut running, false, wish.filter(|_| whole));
         Ok((finish, usage))
     }
@@ -201,7 +205,7 @@ impl<D: Device> Worker<D> {
         }
         let kept = Kept {
             owner: running.owner.clone(),
-            session: running.session.clone(),
+            session: if minor { running.session.as_deref().map(on_the_way) } else { running.session.clone() },
             timeline: Arc::new(running.tokens.clone()),
             state,
             logits: running.logits.clone(),
@@ -299,7 +303,7 @@ impl<D: Device> Worker<D> {
         }
         let near = self.cache.near(&request.owner, prompt, reused).into_iter().next();
         let live = near.map(|(shared, kept)| {
-            let name = kept.session.as_deref().map(str::to_owned);
+            let name = kept.session.as_deref().map(|name| name.trim_end_matches('~').to_owned());
             let why = if shared == prompt.len() { Why::NotKept } else { Why::Differs };
             let mut missed = Missed { session: name, ..nothing(why, shared) };
             missed.of = Some(kept.state.position());
@@ -338,7 +342,8 @@ impl<D: Device> Worker<D> {
             && let Some(namespace) = self.keeper.as_ref().and_then(|keeper| keeper.namespace(&request.owner).ok())
             && let Ok(shown) = namespace.show(&id)
         {
-            missed.session = Some(shown.name.unwrap_or_else(|| id.to_string()));
+            let name = shown.name.map(|name| name.trim_end_matches('~').to_owned());
+            missed.session = Some(name.unwrap_or_else(|| id.to_string()));
             missed.of = Some(shown.position);
             if request.explain && missed.why == Why::Differs {
                 missed.show(request, &namespace.tokens(&id).unwrap_or_default());
@@ -371,6 +376,11 @@ fn spared(missed: &Missed, usage: &Usage) -> Duration {
     let read = usage.prompt_tokens - usage.reused_tokens;
     let those = missed.of.unwrap_or(missed.matched).min(usage.prompt_tokens).saturating_sub(usage.reused_tokens);
     usage.prefill.mul_f64(those.min(read) as f64 / read.max(1) as f64)
+}
+
+/// The name of a session's states that are not its end, which no session can have.
+pub(crate) fn on_the_way(session: &str) -> Arc<str> {
+    format!("{}~", session.trim_end_matches('~')).into()
 }
 
 /// The next stretch of a prompt: up to where a state is to be kept.

@@ -54,11 +54,16 @@ fn wait(
 fn go_on(sessions: &Sessions, name: &str, more: &[u32], most: usize) -> (Vec<u32>, Usage) {
     let sampling = crate::Sampling { temperature: 0.0, ..Default::default() };
     let request = Request { max_tokens: Some(most), sampling, ..Request::default() };
-    wait(|sink| sessions.go_on(&Owner::default(), name, more, request, sink))
+    let more = more.to_vec();
+    wait(|sink| sessions.go_on(&Owner::default(), name, |_| Ok((more, request)), sink))
 }
 
 fn back(sessions: &Sessions, name: &str, position: usize) -> Usage {
-    wait(|sink| sessions.rewind(&Owner::default(), name, position, sink)).1
+    let (send, told) = mpsc::channel();
+    let tell = move |stored: Result<(), Error>| send.send(stored).unwrap();
+    let usage = wait(|sink| sessions.rewind(&Owner::default(), name, position, sink, tell)).1;
+    told.recv().unwrap().unwrap();
+    usage
 }
 
 /// What a session of its own says after a prompt.
@@ -89,7 +94,7 @@ fn they_grow_fork_and_go_back() {
     assert_eq!(all.get(&me, "a").unwrap().position, 1110);
     assert_eq!(go_on(&all, "a", &[], 10).0, said[10..]);
     assert!(matches!(
-        all.rewind(&me, "a", 1121, |_| ControlFlow::Continue(())),
+        all.rewind(&me, "a", 1121, |_| ControlFlow::Continue(()), |_| ()),
         Err(Error::Position { tokens: 1120, .. })
     ));
     assert_eq!(back(&all, "a", 0), Usage::default());
@@ -112,8 +117,12 @@ fn a_request_at_a_time() {
         let _ = gone.recv();
         send.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue)
     };
-    all.go_on(&me, "a", &prompt(100), request.clone(), sink).unwrap();
-    let again = all.go_on(&me, "a", &[1], request.clone(), |_| ControlFlow::Continue(()));
+    let ask = |tokens: Vec<u32>| {
+        let request = request.clone();
+        move |_: &[u32]| Ok::<_, Error>((tokens, request))
+    };
+    all.go_on(&me, "a", ask(prompt(100)), sink).unwrap();
+    let again = all.go_on(&me, "a", ask(vec![1]), |_| ControlFlow::Continue(()));
     assert!(matches!(again, Err(Error::SessionBusy { .. })));
     drop((go, events));
     // Whoever asked has left before the prompt was read: nothing has happened.
@@ -122,7 +131,7 @@ fn a_request_at_a_time() {
     }
     assert_eq!(all.get(&me, "a").unwrap().position, 0);
     // Nor if the request was refused.
-    assert!(all.go_on(&me, "a", &[999], request, |_| ControlFlow::Continue(())).is_err());
+    assert!(all.go_on(&me, "a", ask(vec![999]), |_| ControlFlow::Continue(())).is_err());
     assert!(!all.get(&me, "a").unwrap().busy);
     for name in ["", ".", "..", "a/b", "a b", "\u{e4}", &"a".repeat(65)] {
         assert!(matches!(all.create(&me, Some(name)), Err(Error::SessionName { .. })), "{name}");
@@ -184,4 +193,42 @@ fn they_outlive_the_engine() {
     third.0.engine.drain();
     assert_eq!(third.namespace(&me).unwrap().list().unwrap().iter().filter(|s| s.name.is_some()).count(), 0);
     assert_eq!(names(&third), []);
+}
+
+/// A request that was cut off leaves the session as it was, after a restart too; what was taken back is not told of.
+#[test]
+fn what_is_past_is_past() {
+    let (folder, me) = (tempfile::tempdir().unwrap(), Owner::default());
+    let first = sessions(Some(&folder));
+    first.create(&me, Some("a")).unwrap();
+    go_on(&first, "a", &prompt(100), 0);
+    let (send, events) = mpsc::channel();
+    let more = |_: &[u32]| Ok::<_, Error>((prompt(2000), Request::default()));
+    let sink = move |event| {
+        let far = matches!(event, Event::Prefill { done: 1000.., .. });
+        let _ = send.send(());
+        if far { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    first.go_on(&me, "a", more, sink).unwrap();
+    while events.recv().is_ok() {}
+    assert_eq!(first.get(&me, "a").unwrap().position, 100);
+    first.0.engine.drain();
+
+    let second = sessions(Some(&folder));
+    let session = second.get(&me, "a").unwrap();
+    assert!(session.position == 100 && session.snapshots.len() == 2, "{session:?}");
+    let usage = go_on(&second, "a", &prompt(2000), 0).1;
+    assert!(usage.reused_tokens > 1000, "{}", usage.reused_tokens);
+    back(&second, "a", 100);
+    second.create(&me, Some("b")).unwrap();
+    let ask = |_: &[u32]| {
+        let request = Request { max_tokens: Some(0), explain: true, ..Request::default() };
+        Ok((([&prompt(100)[..], &prompt(500), &[5; 100]].concat()), request))
+    };
+    let missed = wait(|sink| second.go_on(&me, "b", ask, sink)).1.missed;
+    assert_eq!(missed.map(|missed| missed.theirs), None);
+    second.delete(&me, "a").unwrap();
+    second.delete(&me, "b").unwrap();
+    second.0.engine.drain();
+    assert_eq!(second.namespace(&me).unwrap().list().unwrap(), []);
 }

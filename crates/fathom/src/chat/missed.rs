@@ -27,7 +27,8 @@ pub fn explain(missed: &Missed, tokenizer: &Tokenizer) -> String {
         Why::OtherModel => format!("the state after {at} tokens is of another model"),
         Why::OtherProfile(profile) => format!("the state after {at} tokens is of another profile ({profile})"),
         Why::Damaged(object) => format!("the stored state after {at} tokens is damaged (object {object})"),
-        Why::Store(problem) => format!("the store could not be asked: {problem}"),
+        // The problem names files, which are the operator's.
+        Why::Store(_) => "the store could not be asked".to_owned(),
     };
     if *why == Why::Differs && !(theirs.is_empty() && ours.is_empty()) {
         let quote = |tokens: &[u32]| format!("`…{}…`", tokenizer.decode(tokens).escape_debug());

@@ -218,6 +218,13 @@ impl Prompter {
         self.without_effort(messages)
     }
 
+    /// Where a conversation's question begins, counted from 0, in its tokens; their end if there are fewer.
+    pub fn question(&self, tokens: &[u32], n: usize) -> usize {
+        let user = self.tokenizer.special(SpecialToken::User.default_str());
+        let mut questions = (0..tokens.len()).filter(|&at| Some(tokens[at]) == user);
+        questions.nth(n).unwrap_or(tokens.len())
+    }
+
     /// What asks for effort is not part of the conversation.
     fn without_effort(&self, mut messages: Vec<Message>) -> Result<Vec<Message>, Error> {
         let asked = |effort| -> Result<String, Error> {

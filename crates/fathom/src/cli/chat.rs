@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fathom_engine::{Engine, Finish, Request};
+use fathom_engine::{Engine, Finish, Owner, Request, Sessions};
 use fathom_store::{Store, Subject};
 use rustyline::error::ReadlineError;
 use rustyline::{
@@ -18,7 +18,7 @@ use super::ask::{Reading, ask};
 use super::model::{Files, Options, load};
 use super::run::{SamplingArgs, Think, earlier, print};
 use super::store::StoreOptions;
-use crate::chat::{Effort, Message, Role, TextSeam};
+use crate::chat::{Effort, Message, Prompter, Role, TextSeam};
 use crate::ui::{out, say};
 
 /// Flags of `fathom chat`.
@@ -90,6 +90,7 @@ pub fn chat(args: &Args) -> Outcome {
         messages: prompter.messages(&before.unwrap_or_default())?,
         effort: Effort::from(args.think),
         session: args.session.clone(),
+        prompter: prompter.clone(),
         engine: engine.clone(),
         stored,
     };
@@ -189,6 +190,7 @@ struct Talk {
     messages: Vec<Message>,
     effort: Effort,
     session: Option<String>,
+    prompter: Prompter,
     engine: Engine,
     stored: Option<(Store, Subject)>,
 }
@@ -226,6 +228,7 @@ impl Talk {
             ["/help"] => say!("{HELP}"),
             ["/clear"] => {
                 self.messages.clone_from(&self.beginning);
+                self.cut(0);
                 say!("(forgotten)");
             }
             ["/rewind"] => self.rewind(1),
@@ -251,7 +254,23 @@ impl Talk {
         while asked(&self.messages) > left {
             self.messages.pop();
         }
+        self.cut(left);
         say!("(back to after {})", questions(&self.messages));
+    }
+
+    /// Takes what is stored of the session after so many questions away, so that it is not what a later chat goes on from.
+    fn cut(&self, questions: usize) {
+        let (Some(name), Some(_)) = (&self.session, &self.stored) else { return };
+        let sessions = Sessions::new(self.engine.clone(), self.stored.clone());
+        let owner = Owner::default();
+        let cut = sessions.cut(&owner, name, usize::MAX).and_then(|()| match sessions.tokens(&owner, name) {
+            Ok(tokens) => sessions.cut(&owner, name, self.prompter.question(&tokens, questions)),
+            Err(fathom_engine::Error::NoSession { .. }) => Ok(()),
+            Err(e) => Err(e),
+        });
+        if let Err(e) = cut {
+            say!("fathom: what was taken back is still stored: {e}");
+        }
     }
 
     /// The tokens are the same, so the state is: nothing needs to be copied.
@@ -259,7 +278,7 @@ impl Talk {
         match earlier(&self.engine, self.stored.clone(), name) {
             Ok(tokens) if tokens.is_empty() && self.stored.is_some() => {
                 self.session = Some(name.to_owned());
-                say!("(session {name} from here)");
+                say!("(session {name} from here; it is stored with its first answer)");
             }
             Ok(_) if self.stored.is_none() => say!("nothing is kept here; start with --session NAME or --store DIR"),
             Ok(_) => say!("there is a session {name} already"),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
-use fathom_engine::Owner;
+use fathom_engine::{Owner, Session};
 use fathom_kernels::human;
 use fathom_store::{Id, Namespace, Snapshot, Store};
 use serde_json::{Value, json};
@@ -60,6 +60,9 @@ enum Action {
     Import {
         /// The file
         file: PathBuf,
+        /// As the session of this name, which must not be there; without it, it has no name
+        #[arg(long, value_name = "NAME")]
+        session: Option<String>,
     },
     /// Remove it, and erase what no other snapshot uses
     Rm {
@@ -87,9 +90,16 @@ pub fn snapshot(args: &Args) -> Outcome {
         Action::Pin { id } => namespace.pin(id, true)?,
         Action::Unpin { id } => namespace.pin(id, false)?,
         Action::Export { id, file } => export(&namespace, id, file)?,
-        Action::Import { file } => {
+        Action::Import { file, session } => {
+            if let Some(name) = session {
+                Session::check_name(name)?;
+                if namespace.list()?.iter().any(|snapshot| snapshot.name.as_ref() == Some(name)) {
+                    return Err(format!("there is a session {name:?} already; take another name").into());
+                }
+            }
             let failed = |e| format!("cannot read {}: {e}", file.display());
-            let saved = namespace.import(&mut BufReader::new(File::open(file).map_err(failed)?))?;
+            let mut from = BufReader::new(File::open(file).map_err(failed)?);
+            let saved = namespace.import_named(&mut from, |_| session.clone())?;
             writeln!(out(), "{}", saved.id)?;
         }
         Action::Rm { ids, session: None } => {
@@ -101,7 +111,10 @@ pub fn snapshot(args: &Args) -> Outcome {
         }
         Action::Rm { session: Some(name), .. } => {
             let all = namespace.list()?;
-            let named: Vec<_> = all.iter().filter(|snapshot| snapshot.name.as_deref() == Some(name)).collect();
+            let named: Vec<_> = all
+                .iter()
+                .filter(|snapshot| snapshot.name.as_deref().is_some_and(|its| its.trim_end_matches('~') == name))
+                .collect();
             if named.is_empty() {
                 return Err(format!("there is no session {name:?}; `fathom snapshot ls` lists them").into());
             }
@@ -208,7 +221,12 @@ fn described(s: &Snapshot) -> Value {
 /// To a file that is there only if it is whole.
 fn export(namespace: &Namespace, id: &Id, file: &PathBuf) -> Outcome {
     let failed = |e: std::io::Error| format!("cannot write {}: {e}", file.display());
-    let mut to = BufWriter::new(File::create_new(file).map_err(failed)?);
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    // What it says is its owner's, as in the store.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut to = BufWriter::new(options.open(file).map_err(failed)?);
     let written = namespace.export(id, &mut to).map_err(|e| e.to_string());
     let written = written.and_then(|_| {
         to.flush().map_err(failed)?;

@@ -52,13 +52,17 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 }
 
 impl StoreOptions {
+    /// Whether there is more than where it is.
+    fn says_how(&self) -> bool {
+        let limits = self.store_quota.is_some() || self.store_writes.is_some() || self.store_days.is_some();
+        self.store_key.is_some() || self.store_zstd.is_some() || limits
+    }
+
     /// The store, if one is named.
     pub fn open(&self) -> Result<Option<Store>, Box<dyn std::error::Error>> {
         match &self.store {
             Some(location) => Ok(Some(self.open_at(location)?)),
-            None if self.store_key.is_some() || self.store_zstd.is_some() || self.store_quota.is_some() => {
-                Err("--store DIR says where that store is".into())
-            }
+            None if self.says_how() => Err("--store DIR says where that store is".into()),
             None => Ok(None),
         }
     }

@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::ui::say;
 use fathom_engine::Error as EngineError;
 
 /// An error as a response: a status, and `{"error": {"message", "type", "param", "code"}}`.
@@ -115,7 +116,13 @@ impl ApiError {
             EngineError::SessionName { .. } => ApiError::bad(Some("name"), message),
             EngineError::Position { .. } => ApiError::bad(Some("position"), message),
             EngineError::NoStore => ApiError::other(StatusCode::CONFLICT, "no_store", message),
-            EngineError::Store(_) => ApiError::other(StatusCode::INSUFFICIENT_STORAGE, "store_failed", message),
+            EngineError::NoSnapshot { .. } => ApiError::other(StatusCode::NOT_FOUND, "no_such_snapshot", message),
+            EngineError::Store(_) => {
+                // With the names of files, which are the operator's.
+                say!("the store: {message}");
+                let message = "The store could not do this; the server's log says why.";
+                ApiError::other(StatusCode::INSUFFICIENT_STORAGE, "store_failed", message)
+            }
             EngineError::Model(_) => ApiError::internal(message),
         }
     }

@@ -113,9 +113,23 @@ pub(super) async fn import<G: Generate>(
     let mut incoming = Incoming::new(body);
     let session = blocking(&service, move |sessions| {
         let _slot = slot;
-        let saved = sessions.namespace(&owner)?.import(&mut incoming);
-        let saved = saved.map_err(|e| ApiError::bad(None, format!("The file was not imported: {e}.")))?;
-        Ok(sessions.restore(&owner, &saved.id, new.name.as_deref())?)
+        let namespace = sessions.namespace(&owner)?;
+        if let Some(name) = new.name.as_deref().filter(|name| sessions.get(&owner, name).is_ok()) {
+            return Err(fathom_engine::Error::SessionExists { name: name.to_owned() }.into());
+        }
+        // Not under the name it had: that may be another session's here.
+        let saved = namespace.import_named(&mut incoming, |_| None);
+        let saved = saved.map_err(|e| match e {
+            fathom_store::Error::Import { .. }
+            | fathom_store::Error::Stream { .. }
+            | fathom_store::Error::Newer { .. } => ApiError::bad(None, format!("The file was not imported: {e}.")),
+            e => fathom_engine::Error::from(e).into(),
+        })?;
+        let session = sessions.restore(&owner, &saved.id, new.name.as_deref());
+        if session.is_err() {
+            let _ = namespace.remove(&saved.id);
+        }
+        Ok(session?)
     });
     Ok((StatusCode::CREATED, Json(describe(&session.await?))).into_response())
 }

@@ -16,7 +16,7 @@ use fathom_engine::{Event, Session, Sessions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use self::keep::{export, import, pin, remove, snapshot, snapshot_id, snapshots};
 use self::speech::{append, generate};
@@ -136,12 +136,14 @@ async fn rewind<G: Generate>(
     let Position { position } = json_body(&service, body).await?;
     let (slot, work) = (service.take_slot()?, service.work());
     let (send, mut events) = mpsc::unbounded_channel();
+    let (tell, told) = oneshot::channel();
     let of = (owner.clone(), name.clone());
     blocking(&service, move |sessions| {
-        Ok(sessions.rewind(&of.0, &of.1, position, move |event| {
+        let sink = move |event| {
             let _held = (&slot, &work);
             send.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue)
-        })?)
+        };
+        Ok(sessions.rewind(&of.0, &of.1, position, sink, |stored| drop(tell.send(stored)))?)
     })
     .await?;
     let usage = loop {
@@ -152,6 +154,8 @@ async fn rewind<G: Generate>(
             None => return Err(ApiError::internal("The engine stopped before the session was back.")),
         }
     };
+    // The session is back; where it could not be stored so, it would not be after a restart.
+    told.await.map_err(|_| ApiError::internal("The engine stopped before the session was stored."))??;
     let session = blocking(&service, move |sessions| Ok(sessions.get(&owner, &name)?)).await?;
     let from = usage.reused_tokens;
     let replayed = usage.prompt_tokens - from;

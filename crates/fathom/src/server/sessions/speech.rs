@@ -135,18 +135,21 @@ async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String
     let (for_thread, of) = (Arc::clone(&service), (owner.clone(), name.clone()));
     let thinks = blocking(&service, move |sessions| {
         let (owner, name) = of;
-        let before = sessions.tokens(&owner, &name)?;
-        let tokens = more.after(&before, &for_thread.prompter, for_thread.served.thinking)?;
-        let last = tokens.last().or(before.last()).copied();
-        let thinks = last.is_some_and(|last| for_thread.prompter.begins_thinking(last));
-        let request = Request {
-            max_tokens: more.max_tokens,
-            stop_tokens: vec![for_thread.eos],
-            sampling: more.sampling(),
-            explain: more.explain,
-            ..Request::default()
+        let mut thinks = false;
+        let with = |before: &[u32]| -> Result<_, ApiError> {
+            let tokens = more.after(before, &for_thread.prompter, for_thread.served.thinking)?;
+            let last = tokens.last().or(before.last()).copied();
+            thinks = last.is_some_and(|last| for_thread.prompter.begins_thinking(last));
+            let request = Request {
+                max_tokens: more.max_tokens,
+                stop_tokens: vec![for_thread.eos],
+                sampling: more.sampling(),
+                explain: more.explain,
+                ..Request::default()
+            };
+            Ok((tokens, request))
         };
-        sessions.go_on(&owner, &name, &tokens, request, move |event| {
+        sessions.go_on(&owner, &name, with, move |event| {
             let _held = (&slot, &work);
             send.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue)
         })?;
