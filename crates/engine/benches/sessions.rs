@@ -30,18 +30,7 @@ struct Bench {
 
 /// V4-Flash's state, with its vocabulary, around a model that is next to nothing.
 fn flash() -> (Model<Cpu>, Subject) {
-    let ratios: Vec<usize> = (0..43usize).map(|i| if i < 2 { 0 } else { [4, 128][i % 2] }).collect();
-    let small = [("hidden_size", 32), ("moe_intermediate_size", 32), ("num_attention_heads", 2), ("o_lora_rank", 8)];
-    let smaller = [("q_lora_rank", 8), ("index_n_heads", 1), ("n_routed_experts", 2), ("num_experts_per_tok", 1)];
-    let synth = Synth::tiny(1)
-        .set("num_hidden_layers", ratios.len())
-        .set("compress_ratios", ratios)
-        .set("head_dim", 512)
-        .set("sliding_window", 128)
-        .set("vocab_size", 129_280)
-        .set("num_hash_layers", 0);
-    let synth = small.iter().chain(&smaller).fold(synth, |synth, (field, value)| synth.set(field, *value));
-    let checkpoint = synth.checkpoint().expect("a checkpoint");
+    let checkpoint = Synth::flash_state(1).checkpoint().expect("a checkpoint");
     let model = Model::load(Cpu::new(CpuOptions::default()).expect("a CPU"), &checkpoint).expect("a model");
     let subject = subject(&model, checkpoint.fingerprint(None, &mut |_, _| {}));
     (model, subject)

@@ -75,9 +75,7 @@ pub enum Error {
         name: String,
     },
     /// A name that no session can have.
-    #[error(
-        "{name:?} is no name for a session: it takes 1 to 64 letters, digits, dots, dashes and underscores, and is not import"
-    )]
+    #[error("{name:?} is no name for a session: it takes 1 to 64 letters, digits, dots, dashes and underscores")]
     SessionName {
         /// The name.
         name: String,

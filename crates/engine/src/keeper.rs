@@ -12,11 +12,11 @@ use fathom_kernels::Device;
 use fathom_model::{Model, State};
 use fathom_store::{Found, Namespace, NewSnapshot, Saved, Store, Subject};
 
-use crate::Owner;
 use crate::kept::Kept;
 use crate::snapshot::{Resume, SnapshotError, resume, save};
+use crate::{Owner, names};
 
-/// States that wait to be written at most. When a store is slower than that, the oldest that waits is not written.
+/// States that wait to be written at most. When a store is slower than that, one of them is not written: see [`least`].
 const WAITING: usize = 2;
 
 /// Where an engine keeps its sessions.
@@ -73,6 +73,7 @@ struct Job<D: Device> {
     state: State<D>,
     timeline: Arc<Vec<u32>>,
     logits: Vec<f32>,
+    end: bool,
     fate: Arc<Fate>,
     wish: Option<Wish>,
 }
@@ -143,7 +144,7 @@ impl<D: Device> Keeper<D> {
         (WAITING as u64 + 1) * model.state_bytes(1)
     }
 
-    /// Has a state written. Where too many wait already, the oldest is not; one that somebody asked for is waited for.
+    /// Has a state written. Where too many wait already, one of them is not; one that somebody asked for is waited for.
     pub(crate) fn save(&self, kept: &Kept<D>, wish: Option<Wish>) {
         let Ok(state) = self.model.fork(&kept.state) else { return };
         let job = Job {
@@ -152,6 +153,7 @@ impl<D: Device> Keeper<D> {
             state,
             timeline: Arc::clone(&kept.timeline),
             logits: kept.logits.clone(),
+            end: kept.end,
             fate: Arc::clone(&kept.fate),
             wish,
         };
@@ -162,7 +164,7 @@ impl<D: Device> Keeper<D> {
             return;
         }
         if jobs.waiting.len() >= WAITING
-            && let Some(at) = jobs.waiting.iter().position(|job| job.wish.is_none())
+            && let Some(at) = least(&jobs.waiting)
             && let Some(oldest) = jobs.waiting.remove(at)
         {
             oldest.fate.set(Fate::NEW);
@@ -184,9 +186,7 @@ impl<D: Device> Keeper<D> {
     pub(crate) fn settle(&self) -> Settle {
         let queue = Arc::clone(&self.queue);
         Arc::new(move |owner, name| {
-            let of = |whose: &Owner, session: &Option<Arc<str>>| {
-                whose == owner && session.as_deref().is_some_and(|session| session.trim_end_matches('~') == name)
-            };
+            let of = |whose: &Owner, session: &Option<Arc<str>>| whose == owner && session.as_deref() == Some(name);
             queue.lock().waiting.retain(|job| !of(&job.owner, &job.session) || job.wish.is_some());
             let at_work = |jobs: &Jobs<D>| {
                 jobs.writing.as_ref().is_some_and(|(owner, session)| of(owner, session))
@@ -211,6 +211,12 @@ impl<D: Device> Keeper<D> {
     }
 }
 
+/// Which of those that wait is missed least: one that is only on the way, or else the oldest; none that was asked for.
+fn least<D: Device>(waiting: &VecDeque<Job<D>>) -> Option<usize> {
+    let on_the_way = waiting.iter().position(|job| job.wish.is_none() && !job.end);
+    on_the_way.or_else(|| waiting.iter().position(|job| job.wish.is_none()))
+}
+
 /// The next that waits; none once the keeper is gone and all is written.
 fn next<D: Device>(queue: &Queue<D>) -> Option<Job<D>> {
     let mut jobs = queue.wait_while(|jobs| jobs.waiting.is_empty() && !jobs.closed);
@@ -221,11 +227,12 @@ fn next<D: Device>(queue: &Queue<D>) -> Option<Job<D>> {
 }
 
 fn write<D: Device>(model: &Model<D>, keep: &Keep, job: Job<D>) {
-    let Job { owner, session, state, timeline, logits, fate, wish } = job;
+    let Job { owner, session, state, timeline, logits, end, fate, wish } = job;
+    let name = session.map(|session| names::stored(&session, end));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let new = NewSnapshot {
         tokens: &timeline[..state.position()],
-        name: session.as_deref(),
+        name: name.as_deref(),
         pinned: wish.as_ref().is_some_and(|wish| wish.pinned),
         expires: keep.lasts.map(|lasts| (now + lasts).as_secs()),
         parent: None,

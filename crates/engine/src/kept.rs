@@ -25,8 +25,8 @@ pub(crate) struct Kept<D: Device> {
     pub state: State<D>,
     /// What follows the last token seen, if that is known.
     pub logits: Vec<f32>,
-    /// A place on the way through a long prompt, which goes before any session's end does.
-    pub minor: bool,
+    /// Whether it is what a request came to, and not a place on the way, which goes before any end does.
+    pub end: bool,
     /// What became of it in the store.
     pub fate: Arc<Fate>,
 }
@@ -102,7 +102,7 @@ impl<D: Device> Cache<D> {
 
     /// Takes the one that is missed least.
     pub(crate) fn evict(&mut self) -> Option<Kept<D>> {
-        let at = self.all.iter().position(|kept| kept.minor).unwrap_or(0);
+        let at = self.all.iter().position(|kept| !kept.end).unwrap_or(0);
         let kept = (!self.all.is_empty()).then(|| self.all.remove(at))?;
         self.gone.push_back((kept.owner.clone(), Arc::clone(&kept.timeline), kept.state.position()));
         while self.gone.len() > GONE.0
@@ -116,9 +116,8 @@ impl<D: Device> Cache<D> {
     /// Drops what only a session's past had: not what others begin with.
     pub(crate) fn forget(&mut self, past: &Past) {
         let stays = |tokens: &[u32]| past.others.iter().any(|other| other.starts_with(tokens));
-        let of = |session: Option<&str>| session.is_some_and(|name| name.trim_end_matches('~') == past.session);
         self.all.retain(|kept| {
-            let its = of(kept.session.as_deref()) || past.before.starts_with(kept.tokens());
+            let its = kept.session.as_deref() == Some(&past.session) || past.before.starts_with(kept.tokens());
             kept.owner != past.owner || !its || stays(kept.tokens())
         });
         self.gone.retain(|(owner, theirs, position)| {

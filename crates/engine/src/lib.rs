@@ -5,6 +5,8 @@ mod engine;
 mod error;
 mod keeper;
 mod kept;
+mod missed;
+mod names;
 mod prefill;
 mod request;
 mod sampler;

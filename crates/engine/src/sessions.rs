@@ -4,7 +4,6 @@
 //! or by reading them, so that a fork is a copy of a list, and going back is a shorter one.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,10 +11,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fathom_store::{Id, Namespace, NewSnapshot, Saved, Snapshot, Store, Subject};
 
 use crate::engine::Past;
-use crate::{Engine, Error, Event, Finish, Owner, Request};
+use crate::{Engine, Error, Event, Finish, Owner, Request, names};
 
-/// The longest name.
-const MAX_NAME: usize = 64;
+mod turn;
+
+use turn::Turn;
 
 /// What is known of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,8 +121,8 @@ impl Sessions {
     }
 
     /// Reads tokens at the session's end and generates: `more` is told the tokens so far, while nobody else works on them, and
-    /// says what is to be read and how to go on; the request's prompt, owner and session are not looked at. What was generated belongs to the session, however the request ends; what was to be read
-    /// does not if it was not read to its end. `sink` is as for [`Engine::submit`].
+    /// says what is to be read and how to go on; the request's prompt, owner and session are not looked at. What was generated
+    /// belongs to the session, however the request ends; what was to be read does not if it was not read to its end. `sink` is as for [`Engine::submit`].
     ///
     /// # Errors
     /// [`Error::NoSession`], [`Error::SessionBusy`], and what [`Engine::submit`] says.
@@ -151,12 +151,26 @@ impl Sessions {
             p if p == tokens.len() => tokens,
             p => Arc::new(tokens.get(..p).ok_or(Error::Position { position, tokens: tokens.len() })?.to_vec()),
         };
-        let session = self.insert(owner, to, Arc::clone(&tokens), Some((name.to_owned(), position)))?;
-        // If its state is stored it is so under the new name too, at no cost, and outlives the program.
+        self.branch(owner, to, tokens, Some((name.to_owned(), position)))
+    }
+
+    /// A session that has tokens. If its state is stored it is so under the new name too, and outlives the program.
+    fn branch(
+        &self,
+        owner: &Owner,
+        name: Option<&str>,
+        tokens: Arc<Vec<u32>>,
+        parent: Option<(String, usize)>,
+    ) -> Result<Session, Error> {
+        let mut session = self.insert(owner, name, Arc::clone(&tokens), parent)?;
         if let Some((_, subject)) = &self.0.keep {
-            let _ = self.namespace(owner).and_then(|namespace| keep_fork(&namespace, subject, &tokens, &session.name));
+            let namespace = self.namespace(owner)?;
+            // Where the store fails, the session is there all the same, until the program ends.
+            if keep_fork(&namespace, subject, &tokens, &session.name).unwrap_or(false) {
+                session.snapshots.push(tokens.len());
+            }
         }
-        self.get(owner, &session.name)
+        Ok(session)
     }
 
     /// Goes back to a position: the tokens after it and snapshots of them are gone. The state there is found or made by reading
@@ -262,7 +276,7 @@ impl Sessions {
             )));
         }
         let tokens = Arc::new(namespace.tokens(id)?);
-        let own = snapshot.name.as_deref().filter(|own| check_name(own).is_ok());
+        let own = snapshot.name.as_deref().filter(|own| Session::check_name(own).is_ok());
         let free = own.filter(|own| !self.table().contains_key(&(owner.clone(), (*own).to_owned())));
         let newest = |own: &&str| {
             self.stored(owner).is_ok_and(|all| all.get(*own).and_then(|s| head(s)).is_some_and(|h| h.id == *id))
@@ -273,9 +287,7 @@ impl Sessions {
             return self.get(owner, own);
         }
         let parent = own.map(|own| (own.to_owned(), tokens.len()));
-        let session = self.insert(owner, name, Arc::clone(&tokens), parent)?;
-        let _ = keep_fork(&namespace, subject, &tokens, &session.name);
-        self.get(owner, &session.name)
+        self.branch(owner, name, tokens, parent)
     }
 
     /// Pins or frees all snapshots of a session.
@@ -290,16 +302,6 @@ impl Sessions {
         }
         snapshots.iter().try_for_each(|snapshot| namespace.pin(&snapshot.id, pinned))?;
         Ok(())
-    }
-
-    /// The newest snapshot of a session.
-    ///
-    /// # Errors
-    /// [`Error::NoStore`], [`Error::NoSession`] if it has none, [`Error::Store`].
-    pub fn newest(&self, owner: &Owner, name: &str) -> Result<Snapshot, Error> {
-        self.0.keep.as_ref().ok_or(Error::NoStore)?;
-        let snapshots = self.stored(owner)?.remove(name).unwrap_or_default();
-        head(&snapshots).cloned().ok_or_else(|| Error::NoSession { name: name.to_owned() })
     }
 
     /// The store's part for an owner, to export from and import to.
@@ -346,7 +348,7 @@ impl Sessions {
         let Some((_, subject)) = &self.0.keep else { return Ok(all) };
         for snapshot in self.namespace(owner)?.list()? {
             if let (Some(name), true) = (&snapshot.name, snapshot.subject == *subject) {
-                all.entry(name.trim_end_matches('~').to_owned()).or_default().push(snapshot);
+                all.entry(Session::of_stored(name).0.to_owned()).or_default().push(snapshot);
             }
         }
         Ok(all)
@@ -378,8 +380,8 @@ impl Sessions {
         tokens: Arc<Vec<u32>>,
         parent: Option<(String, usize)>,
     ) -> Result<Session, Error> {
-        let name = name.map_or_else(random_name, str::to_owned);
-        check_name(&name)?;
+        let name = name.map_or_else(names::random, str::to_owned);
+        Session::check_name(&name)?;
         let taken = self.stored(owner)?.contains_key(&name);
         let mut table = self.table();
         let key = (owner.clone(), name.clone());
@@ -425,70 +427,10 @@ impl Entry {
     }
 }
 
-/// A request at work on a session.
-struct Turn {
-    sessions: Sessions,
-    key: Key,
-    before: Arc<Vec<u32>>,
-    over: bool,
-}
-
-impl Turn {
-    /// Passes the events of a request with this prompt on, and lets the session grow by what comes.
-    fn follow(
-        self,
-        prompt: Vec<u32>,
-        mut sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
-    ) -> impl FnMut(Event) -> ControlFlow<()> + Send + 'static {
-        let (mut turn, mut tokens, mut read) = (Some(self), prompt, false);
-        move |event| {
-            match &event {
-                Event::Token { id, .. } => {
-                    read = true;
-                    tokens.push(*id);
-                }
-                Event::Done { reason, .. } => read |= *reason != Finish::Cancelled,
-                _ => {}
-            }
-            // Before anybody hears of the end, and may ask for more.
-            if matches!(event, Event::Done { .. } | Event::Failed(_))
-                && let Some(turn) = turn.take()
-                && read
-            {
-                turn.commit(std::mem::take(&mut tokens));
-            }
-            sink(event)
-        }
-    }
-
-    fn commit(mut self, tokens: Vec<u32>) {
-        self.end(Some(Arc::new(tokens)));
-    }
-
-    fn end(&mut self, tokens: Option<Arc<Vec<u32>>>) {
-        if std::mem::replace(&mut self.over, true) {
-            return;
-        }
-        if let Some(entry) = self.sessions.table().get_mut(&self.key) {
-            entry.busy = false;
-            entry.used = now();
-            if let Some(tokens) = tokens {
-                entry.tokens = tokens;
-            }
-        }
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.end(None);
-    }
-}
-
 /// The snapshot that is a session's end: the newest. One of the same second that goes further is newer.
 fn head(snapshots: &[Snapshot]) -> Option<&Snapshot> {
-    let ends = snapshots.iter().filter(|snapshot| snapshot.name.as_ref().is_some_and(|name| !name.ends_with('~')));
-    ends.max_by_key(|snapshot| (snapshot.created, snapshot.position))
+    let is_end = |snapshot: &&Snapshot| snapshot.name.as_ref().is_some_and(|name| Session::of_stored(name).1);
+    snapshots.iter().filter(is_end).max_by_key(|snapshot| (snapshot.created, snapshot.position))
 }
 
 fn describe(name: String, entry: &Entry, stored: &[Snapshot]) -> Session {
@@ -506,40 +448,15 @@ fn describe(name: String, entry: &Entry, stored: &[Snapshot]) -> Session {
     }
 }
 
-/// Stores the state after some tokens under another name, if it is stored.
-fn keep_fork(namespace: &Namespace, subject: &Subject, tokens: &[u32], name: &str) -> Result<(), Error> {
+/// Stores the state after some tokens under another name, if it is stored; says whether it was.
+fn keep_fork(namespace: &Namespace, subject: &Subject, tokens: &[u32], name: &str) -> Result<bool, Error> {
     let Some(best) = namespace.find(subject, tokens)?.best.filter(|best| best.position == tokens.len()) else {
-        return Ok(());
+        return Ok(false);
     };
     let tail = namespace.load(&best.id)?.tail;
     let new = NewSnapshot { tokens, name: Some(name), parent: Some(best.id), ..NewSnapshot::default() };
     namespace.save(subject, &new, &mut |_| Err("it was there just now".into()), &tail)?;
-    Ok(())
-}
-
-impl Session {
-    /// Checks that a name is one that a session can have: it stands in addresses and file names.
-    ///
-    /// # Errors
-    /// [`Error::SessionName`].
-    pub fn check_name(name: &str) -> Result<(), Error> {
-        check_name(name)
-    }
-}
-
-fn check_name(name: &str) -> Result<(), Error> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    let is_route = name == "import";
-    match !is_route && (1..=MAX_NAME).contains(&name.len()) && name.chars().all(fits) && name.chars().any(|c| c != '.')
-    {
-        true => Ok(()),
-        false => Err(Error::SessionName { name: name.chars().take(2 * MAX_NAME).collect() }),
-    }
-}
-
-fn random_name() -> String {
-    // Each RandomState has keys of its own, from the system's randomness at first.
-    format!("{:012x}", RandomState::new().hash_one(now()) >> 16)
+    Ok(true)
 }
 
 fn now() -> u64 {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fathom_kernels::{Device, Share, human};
 use fathom_model::{LogitsWanted, Model, Segment, State};
@@ -14,22 +14,20 @@ use crate::kept::{Cache, Kept};
 use crate::prefill::in_chunks;
 use crate::sampler::{Choice, Sampler};
 use crate::snapshot::{Resumed, SnapshotError};
-use crate::{Error, Event, Finish, Missed, Owner, Request, Usage, Why};
+use crate::{Error, Event, Finish, Missed, Owner, Request, Usage};
 
 /// Positions of a prompt at whose multiples its state is kept.
 const INTERVAL: usize = 8192;
 /// New tokens that make a state worth keeping, and old ones worth looking for.
-const WORTH: usize = 32;
+pub(crate) const WORTH: usize = 32;
 /// Sessions that are tried for the same text in other tokens.
 const SEAMS: usize = 4;
-/// Tokens that are shown of a difference: before it and from it on.
-const AROUND: (usize, usize) = (4, 8);
 
 pub(crate) struct Worker<D: Device> {
     model: Arc<Model<D>>,
     shared: Arc<Shared>,
-    cache: Cache<D>,
-    keeper: Option<Keeper<D>>,
+    pub(crate) cache: Cache<D>,
+    pub(crate) keeper: Option<Keeper<D>>,
 }
 
 /// The session of a request that runs.
@@ -43,6 +41,17 @@ struct Running<D: Device> {
     /// How many of the tokens the last state that was kept of it has.
     kept: usize,
     fate: Arc<Fate>,
+}
+
+/// Where in a request a state is.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// Inside the prompt, which is read on.
+    OnTheWay,
+    /// Inside the prompt, which nobody waits for any more.
+    Stopped,
+    /// At the end of the prompt or of the answer.
+    End,
 }
 
 impl<D: Device> Worker<D> {
@@ -62,10 +71,7 @@ impl<D: Device> Worker<D> {
             shared.done();
         }
         if let Some(keeper) = &self.keeper {
-            self.cache
-                .drain()
-                .filter(|kept| !kept.minor && kept.fate.is_new())
-                .for_each(|kept| keeper.save(&kept, None));
+            self.cache.drain().filter(|kept| kept.fate.is_new()).for_each(|kept| keeper.save(&kept, None));
         }
     }
 
@@ -91,7 +97,7 @@ impl<D: Device> Worker<D> {
             && self.read(&mut running, &request, reused, sink)?;
         usage.prefill = start.elapsed();
         if let Some(missed) = &mut missed {
-            missed.cost = spared(missed, &usage);
+            missed.cost = missed.spared(&usage);
         }
         usage.missed = missed;
         let finish = match read {
@@ -104,11 +110,8 @@ impl<D: Device> Worker<D> {
             false => Finish::Cancelled,
         };
         let whole = read && finish != Finish::Cancelled;
-        if !read {
-            // What was asked for did not come about: the state is good, and the session is as it was.
-            running.session = running.session.map(|name| on_the_way(&name));
-        }
-        self.keep(&mut running, false, wish.filter(|_| whole));
+        // Where the prompt was not read to its end the state is good, and the session as it was.
+        self.keep(&mut running, if read { Place::End } else { Place::Stopped }, wish.filter(|_| whole));
         Ok((finish, usage))
     }
 
@@ -153,7 +156,7 @@ impl<D: Device> Worker<D> {
             }
             let place = request.branch.unwrap_or(total) == end;
             if running.tokens.len() >= running.kept + WORTH {
-                self.keep(running, !place, None);
+                self.keep(running, if place { Place::End } else { Place::OnTheWay }, None);
             }
         }
         Ok(true)
@@ -191,9 +194,8 @@ impl<D: Device> Worker<D> {
         }
     }
 
-    /// Keeps the state of a session as it is now, and has it written where there is a store: `minor` if it is only a place on
-    /// the way.
-    fn keep(&mut self, running: &mut Running<D>, minor: bool, wish: Option<Wish>) {
+    /// Keeps the state of a session as it is now, and has it written where there is a store.
+    fn keep(&mut self, running: &mut Running<D>, place: Place, wish: Option<Wish>) {
         let position = running.tokens.len();
         let new = position > running.kept;
         if position == 0 || !new && wish.is_none() && running.session.is_none() {
@@ -205,15 +207,15 @@ impl<D: Device> Worker<D> {
         }
         let kept = Kept {
             owner: running.owner.clone(),
-            session: if minor { running.session.as_deref().map(on_the_way) } else { running.session.clone() },
+            session: running.session.clone(),
             timeline: Arc::new(running.tokens.clone()),
             state,
             logits: running.logits.clone(),
-            minor,
+            end: place == Place::End,
             fate: Arc::clone(&running.fate),
         };
         // A session of that name has no snapshot yet, though its state may have one.
-        let named = running.session.is_some() && !minor;
+        let named = running.session.is_some() && place == Place::End;
         if let Some(keeper) = &self.keeper
             && (position >= running.kept + WORTH || wish.is_some() || named)
         {
@@ -221,7 +223,7 @@ impl<D: Device> Worker<D> {
         }
         running.kept = position;
         // What is on the way is in the store, if there is one, and not to take memory from sessions.
-        if !minor || self.keeper.is_none() {
+        if place != Place::OnTheWay || self.keeper.is_none() {
             self.cache.put(kept);
         }
     }
@@ -294,93 +296,6 @@ impl<D: Device> Worker<D> {
         })
         .filter(fits)
     }
-
-    /// Why no more than `reused` tokens of the prompt were there.
-    fn missed(&self, request: &Request, reused: usize, miss: Result<Option<Miss>, SnapshotError>) -> Option<Missed> {
-        let prompt = &request.prompt;
-        if reused + WORTH > prompt.len() {
-            return None;
-        }
-        let near = self.cache.near(&request.owner, prompt, reused).into_iter().next();
-        let live = near.map(|(shared, kept)| {
-            let name = kept.session.as_deref().map(|name| name.trim_end_matches('~').to_owned());
-            let why = if shared == prompt.len() { Why::NotKept } else { Why::Differs };
-            let mut missed = Missed { session: name, ..nothing(why, shared) };
-            missed.of = Some(kept.state.position());
-            missed.show(request, kept.tokens());
-            missed
-        });
-        let gone = self.cache.gone(&request.owner, prompt);
-        let stored = match miss {
-            Ok(miss) => miss.and_then(|miss| self.in_words(request, reused, miss)),
-            Err(e) => Some(nothing(Why::Store(e.to_string()), reused)),
-        };
-        let evicted = (gone > reused).then(|| nothing(Why::Evicted, gone));
-        // What shares most; a reason other than a difference before that.
-        let worst = |missed: &Missed| (missed.matched, !matches!(missed.why, Why::Differs | Why::Nothing));
-        let longest = [stored, live, evicted].into_iter().flatten().max_by_key(worst);
-        longest.or_else(|| (reused == 0).then(|| nothing(Why::Nothing, 0)))
-    }
-
-    /// What the store says of a prompt.
-    fn in_words(&self, request: &Request, reused: usize, miss: Miss) -> Option<Missed> {
-        let (why, matched, snapshot) = match miss {
-            Miss::Nothing | Miss::End => return None,
-            Miss::Differs { snapshot, position } => (Why::Differs, position, Some(snapshot)),
-            Miss::NoTail { snapshot, position } => (Why::NotKept, position, Some(snapshot)),
-            Miss::OtherModel { position } => (Why::OtherModel, position, None),
-            Miss::OtherProfile { position, profile } => (Why::OtherProfile(profile), position, None),
-            Miss::Damaged { snapshot, position, object } => (Why::Damaged(object), position, Some(snapshot)),
-            Miss::Evicted { position } => (Why::Evicted, position, None),
-        };
-        // A live session may have gone on from there meanwhile.
-        if matched <= reused {
-            return None;
-        }
-        let mut missed = nothing(why, matched);
-        if let Some(id) = snapshot
-            && let Some(namespace) = self.keeper.as_ref().and_then(|keeper| keeper.namespace(&request.owner).ok())
-            && let Ok(shown) = namespace.show(&id)
-        {
-            let name = shown.name.map(|name| name.trim_end_matches('~').to_owned());
-            missed.session = Some(name.unwrap_or_else(|| id.to_string()));
-            missed.of = Some(shown.position);
-            if request.explain && missed.why == Why::Differs {
-                missed.show(request, &namespace.tokens(&id).unwrap_or_default());
-            }
-        }
-        Some(missed)
-    }
-}
-
-impl Missed {
-    /// Shows where the prompt and other tokens differ, if that was asked for.
-    fn show(&mut self, request: &Request, theirs: &[u32]) {
-        if request.explain {
-            let around = |tokens: &[u32]| {
-                let (before, after) = AROUND;
-                let from = self.matched.saturating_sub(before);
-                tokens[from.min(tokens.len())..tokens.len().min(self.matched + after)].to_vec()
-            };
-            (self.theirs, self.ours) = (around(theirs), around(&request.prompt));
-        }
-    }
-}
-
-fn nothing(why: Why, matched: usize) -> Missed {
-    Missed { why, matched, of: None, session: None, theirs: Vec::new(), ours: Vec::new(), cost: Duration::ZERO }
-}
-
-/// The time that a state would have spared, had it fitted: of its tokens, those that were read.
-fn spared(missed: &Missed, usage: &Usage) -> Duration {
-    let read = usage.prompt_tokens - usage.reused_tokens;
-    let those = missed.of.unwrap_or(missed.matched).min(usage.prompt_tokens).saturating_sub(usage.reused_tokens);
-    usage.prefill.mul_f64(those.min(read) as f64 / read.max(1) as f64)
-}
-
-/// The name of a session's states that are not its end, which no session can have.
-pub(crate) fn on_the_way(session: &str) -> Arc<str> {
-    format!("{}~", session.trim_end_matches('~')).into()
 }
 
 /// The next stretch of a prompt: up to where a state is to be kept.
@@ -427,7 +342,6 @@ fn with_room<D: Device, T, E: Full>(
         };
         let gone = cache.evict();
         if let (Some(kept), Some(keeper)) = (&gone, keeper)
-            && !kept.minor
             && kept.fate.is_new()
         {
             keeper.save(kept, None);

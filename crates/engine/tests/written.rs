@@ -14,27 +14,6 @@ use fathom_kernels::Cpu;
 use fathom_model::State;
 use fathom_weights::synth::{Random, Synth};
 
-/// V4-Flash's state, with its vocabulary, around a model that is next to nothing.
-fn flash() -> Loaded {
-    let ratios: Vec<usize> = (0..43usize).map(|i| if i < 2 { 0 } else { [4, 128][i % 2] }).collect();
-    let synth = Synth::tiny(1)
-        .set("num_hidden_layers", ratios.len())
-        .set("compress_ratios", ratios)
-        .set("head_dim", 512)
-        .set("sliding_window", 128)
-        .set("vocab_size", 129_280)
-        .set("num_hash_layers", 0)
-        .set("hidden_size", 32)
-        .set("moe_intermediate_size", 32)
-        .set("num_attention_heads", 2)
-        .set("o_lora_rank", 8)
-        .set("q_lora_rank", 8)
-        .set("index_n_heads", 1)
-        .set("n_routed_experts", 2)
-        .set("num_experts_per_tok", 1);
-    Loaded::new(&synth.checkpoint().unwrap())
-}
-
 /// Bytes that could be rows of a cache: every number is finite.
 fn made_up(seed: usize, length: usize) -> Vec<u8> {
     let mut random = Random::new(seed as u64);
@@ -113,7 +92,7 @@ fn a_longer_session_writes_what_is_new() {
     for _ in 1..times() {
         grow(&tiny, 1 + random.below(5000), 1 + random.below(3000));
     }
-    let flash = flash();
+    let flash = Loaded::new(&Synth::flash_state(1).checkpoint().unwrap());
     assert!(grow(&flash, 100_000, 100) <= 20_000_000);
     // Over a page's end, and over a block's of tokens.
     grow(&flash, 16_300, 100);

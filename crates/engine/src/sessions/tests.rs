@@ -137,7 +137,7 @@ fn a_request_at_a_time() {
         assert!(matches!(all.create(&me, Some(name)), Err(Error::SessionName { .. })), "{name}");
     }
     assert!(matches!(all.create(&me, Some("a")), Err(Error::SessionExists { .. })));
-    assert!(matches!(all.newest(&me, "a"), Err(Error::NoStore)));
+    assert!(matches!(all.namespace(&me), Err(Error::NoStore)));
 }
 
 #[test]

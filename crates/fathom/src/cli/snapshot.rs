@@ -113,7 +113,7 @@ pub fn snapshot(args: &Args) -> Outcome {
             let all = namespace.list()?;
             let named: Vec<_> = all
                 .iter()
-                .filter(|snapshot| snapshot.name.as_deref().is_some_and(|its| its.trim_end_matches('~') == name))
+                .filter(|snapshot| snapshot.name.as_deref().is_some_and(|its| Session::of_stored(its).0 == name))
                 .collect();
             if named.is_empty() {
                 return Err(format!("there is no session {name:?}; `fathom snapshot ls` lists them").into());

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Path, Query};
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use fathom_engine::Owner;
 use fathom_store::{Id, Snapshot};
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::{Answer, New, Served, blocking, describe, json_body, json_or_nothing};
+use super::{Answer, Caller, New, blocking, describe, json_body, json_or_nothing};
 use crate::server::transfer::{Incoming, outgoing};
 use crate::server::{ApiError, Generate, Service};
 
@@ -24,12 +24,10 @@ struct Save {
 }
 
 pub(super) async fn snapshot<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
+    Caller { service, owner }: Caller<G>,
     Path(name): Path<String>,
     body: Body,
 ) -> Answer {
-    let owner = service.keys.owner(&headers)?;
     let Save { pinned } = json_or_nothing(&service, body).await?;
     let saved = save(&service, owner, name, pinned).await?;
     let written = json!({
@@ -68,12 +66,10 @@ struct Pin {
 }
 
 pub(super) async fn pin<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
+    Caller { service, owner }: Caller<G>,
     Path(name): Path<String>,
     body: Body,
 ) -> Answer {
-    let owner = service.keys.owner(&headers)?;
     let Pin { pinned } = json_body(&service, body).await?;
     let (of, named) = (owner.clone(), name.clone());
     let is_stored = blocking(&service, move |sessions| Ok(!sessions.get(&of, &named)?.snapshots.is_empty())).await?;
@@ -87,12 +83,7 @@ pub(super) async fn pin<G: Generate>(
     Ok(Json(describe(&session.await?)).into_response())
 }
 
-pub(super) async fn export<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
-    Path(name): Path<String>,
-) -> Answer {
-    let owner = service.keys.owner(&headers)?;
+pub(super) async fn export<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>) -> Answer {
     let saved = save(&service, owner.clone(), name.clone(), false).await?;
     let namespace = blocking(&service, move |sessions| Ok(sessions.namespace(&owner)?)).await?;
     let body = outgoing(move |to| namespace.export(&saved.id, to).map(drop));
@@ -103,12 +94,10 @@ pub(super) async fn export<G: Generate>(
 }
 
 pub(super) async fn import<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
+    Caller { service, owner }: Caller<G>,
     Query(new): Query<New>,
     body: Body,
 ) -> Answer {
-    let owner = service.keys.owner(&headers)?;
     let slot = service.take_slot()?;
     let mut incoming = Incoming::new(body);
     let session = blocking(&service, move |sessions| {
@@ -134,22 +123,16 @@ pub(super) async fn import<G: Generate>(
     Ok((StatusCode::CREATED, Json(describe(&session.await?))).into_response())
 }
 
-pub(super) async fn snapshots<G: Generate>(State(service): Served<G>, headers: HeaderMap) -> Answer {
-    let owner = service.keys.owner(&headers)?;
+pub(super) async fn snapshots<G: Generate>(Caller { service, owner }: Caller<G>) -> Answer {
     let all = blocking(&service, move |sessions| {
         let namespace = sessions.namespace(&owner)?;
-        namespace.list().map_err(|e| fathom_engine::Error::from(e).into())
+        namespace.list().map_err(from_store)
     });
     let data: Vec<Value> = all.await?.iter().map(stored).collect();
     Ok(Json(json!({"object": "list", "data": data})).into_response())
 }
 
-pub(super) async fn remove<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
-    Path(id): Path<String>,
-) -> Answer {
-    let owner = service.keys.owner(&headers)?;
+pub(super) async fn remove<G: Generate>(Caller { service, owner }: Caller<G>, Path(id): Path<String>) -> Answer {
     let shown = id.clone();
     blocking(&service, move |sessions| {
         let id = snapshot_id(&id)?;
@@ -180,10 +163,8 @@ pub(super) fn snapshot_id(text: &str) -> Result<Id, ApiError> {
 }
 
 fn from_store(error: fathom_store::Error) -> ApiError {
-    let status = match error {
-        fathom_store::Error::NoSnapshot { .. } => StatusCode::NOT_FOUND,
-        fathom_store::Error::Request { .. } => StatusCode::CONFLICT,
-        _ => return ApiError::from_engine(&error.into()),
-    };
-    ApiError::other(status, "snapshot", error.to_string())
+    match error {
+        fathom_store::Error::Request { problem } => ApiError::other(StatusCode::CONFLICT, "snapshot_in_use", problem),
+        error => ApiError::from_engine(&error.into()),
+    }
 }

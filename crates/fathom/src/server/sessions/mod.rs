@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use fathom_engine::{Event, Session, Sessions};
+use fathom_engine::{Event, Owner, Session, Sessions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -24,14 +25,26 @@ use super::completions::read_in_time;
 use super::request::typed;
 use super::{ApiError, Generate, Service};
 
-type Served<G> = State<Arc<Service<G>>>;
 type Answer = Result<Response, ApiError>;
+
+/// The service, and who asks it.
+struct Caller<G> {
+    service: Arc<Service<G>>,
+    owner: Owner,
+}
+
+impl<G: Generate> FromRequestParts<Arc<Service<G>>> for Caller<G> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Arc<Service<G>>) -> Result<Self, ApiError> {
+        Ok(Caller { owner: service.keys.owner(&parts.headers)?, service: Arc::clone(service) })
+    }
+}
 
 /// The routes of sessions.
 pub(super) fn routes<G: Generate>() -> axum::Router<Arc<Service<G>>> {
     axum::Router::new()
         .route("/v1/sessions", get(list::<G>).post(create::<G>))
-        .route("/v1/sessions/import", post(import::<G>))
         .route("/v1/sessions/{name}", get(show::<G>).delete(delete::<G>))
         .route("/v1/sessions/{name}/append", post(append::<G>))
         .route("/v1/sessions/{name}/generate", post(generate::<G>))
@@ -40,7 +53,7 @@ pub(super) fn routes<G: Generate>() -> axum::Router<Arc<Service<G>>> {
         .route("/v1/sessions/{name}/snapshot", post(snapshot::<G>))
         .route("/v1/sessions/{name}/pin", post(pin::<G>))
         .route("/v1/sessions/{name}/export", get(export::<G>))
-        .route("/v1/snapshots", get(snapshots::<G>))
+        .route("/v1/snapshots", get(snapshots::<G>).post(import::<G>))
         .route("/v1/snapshots/{id}", axum::routing::delete(remove::<G>))
 }
 
@@ -50,8 +63,7 @@ struct New {
     snapshot: Option<String>,
 }
 
-async fn create<G: Generate>(State(service): Served<G>, headers: HeaderMap, body: Body) -> Answer {
-    let owner = service.keys.owner(&headers)?;
+async fn create<G: Generate>(Caller { service, owner }: Caller<G>, body: Body) -> Answer {
     let new: New = json_or_nothing(&service, body).await?;
     let session = blocking(&service, move |sessions| match &new.snapshot {
         Some(id) => sessions.restore(&owner, &snapshot_id(id)?, new.name.as_deref()).map_err(ApiError::from),
@@ -61,8 +73,7 @@ async fn create<G: Generate>(State(service): Served<G>, headers: HeaderMap, body
     Ok((StatusCode::CREATED, Json(describe(&session))).into_response())
 }
 
-async fn list<G: Generate>(State(service): Served<G>, headers: HeaderMap) -> Answer {
-    let owner = service.keys.owner(&headers)?;
+async fn list<G: Generate>(Caller { service, owner }: Caller<G>) -> Answer {
     let all = blocking(&service, move |sessions| Ok(sessions.list(&owner)?)).await?;
     let data: Vec<Value> = all.iter().map(describe).collect();
     Ok(Json(json!({"object": "list", "data": data})).into_response())
@@ -75,12 +86,10 @@ struct Show {
 }
 
 async fn show<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
+    Caller { service, owner }: Caller<G>,
     Path(name): Path<String>,
     Query(show): Query<Show>,
 ) -> Answer {
-    let owner = service.keys.owner(&headers)?;
     let tokenizer = Arc::clone(service.prompter.tokenizer());
     let shown = blocking(&service, move |sessions| {
         let mut shown = describe(&sessions.get(&owner, &name)?);
@@ -95,8 +104,7 @@ async fn show<G: Generate>(
     Ok(Json(shown).into_response())
 }
 
-async fn delete<G: Generate>(State(service): Served<G>, headers: HeaderMap, Path(name): Path<String>) -> Answer {
-    let owner = service.keys.owner(&headers)?;
+async fn delete<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>) -> Answer {
     let id = name.clone();
     blocking(&service, move |sessions| Ok(sessions.delete(&owner, &name)?)).await?;
     Ok(Json(json!({"id": id, "object": "session.deleted", "deleted": true})).into_response())
@@ -108,13 +116,7 @@ struct Fork {
     position: Option<usize>,
 }
 
-async fn fork<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
-    Path(name): Path<String>,
-    body: Body,
-) -> Answer {
-    let owner = service.keys.owner(&headers)?;
+async fn fork<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>, body: Body) -> Answer {
     let to: Fork = json_or_nothing(&service, body).await?;
     let forked =
         blocking(&service, move |sessions| Ok(sessions.fork(&owner, &name, to.position, to.name.as_deref())?));
@@ -126,13 +128,7 @@ struct Position {
     position: usize,
 }
 
-async fn rewind<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
-    Path(name): Path<String>,
-    body: Body,
-) -> Answer {
-    let owner = service.keys.owner(&headers)?;
+async fn rewind<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>, body: Body) -> Answer {
     let Position { position } = json_body(&service, body).await?;
     let (slot, work) = (service.take_slot()?, service.work());
     let (send, mut events) = mpsc::unbounded_channel();

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::extract::Path;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use deepseek_recipe::stream::{InferenceFinishReason, ParsingOptions, ThinkingInitialStage};
@@ -17,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
-use super::{Answer, Served, blocking, describe, json_or_nothing};
+use super::{Answer, Caller, blocking, describe, json_or_nothing};
 use crate::chat::{Effort, Message, Output, Piece, Prompter, Role, explain};
 use crate::server::completions::KEEP_ALIVE;
 use crate::server::{ApiError, Generate, Service};
@@ -98,12 +97,10 @@ impl Turn {
 }
 
 pub(super) async fn append<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
+    Caller { service, owner }: Caller<G>,
     Path(name): Path<String>,
     body: Body,
 ) -> Answer {
-    let owner = service.keys.owner(&headers)?;
     let mut more: More = json_or_nothing(&service, body).await?;
     if more.tokens.is_none() && more.text.is_none() && more.messages.is_none() {
         return Err(ApiError::bad(
@@ -116,12 +113,10 @@ pub(super) async fn append<G: Generate>(
 }
 
 pub(super) async fn generate<G: Generate>(
-    State(service): Served<G>,
-    headers: HeaderMap,
+    Caller { service, owner }: Caller<G>,
     Path(name): Path<String>,
     body: Body,
 ) -> Answer {
-    let owner = service.keys.owner(&headers)?;
     let more: More = json_or_nothing(&service, body).await?;
     go_on(service, owner, name, more).await
 }

@@ -101,13 +101,13 @@ async fn a_session_from_birth_to_death() {
     let (_, file) = bytes(&router, "GET", "/v1/sessions/a/export", "", Body::empty()).await;
     let elsewhere = tempfile::tempdir().unwrap();
     let (second, _) = server(Some(&elsewhere), Keys::default());
-    let (status, imported) = bytes(&second, "POST", "/v1/sessions/import?name=moved", "", file.clone()).await;
+    let (status, imported) = bytes(&second, "POST", "/v1/snapshots?name=moved", "", file.clone()).await;
     assert_eq!(status, StatusCode::CREATED, "{imported:?}");
     let (_, here) = call(&router, "POST", "/v1/sessions/a/generate", greedy(json!({}))).await;
     let (_, there) = call(&second, "POST", "/v1/sessions/moved/generate", greedy(json!({}))).await;
     assert_eq!((&here["tokens"], &there["usage"]["reused_tokens"]), (&there["tokens"], &json!(n + tokens)));
     let half = file.slice(..file.len() / 2);
-    assert_eq!(bytes(&second, "POST", "/v1/sessions/import", "", half).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(bytes(&second, "POST", "/v1/snapshots", "", half).await.0, StatusCode::BAD_REQUEST);
 
     engine.drain();
     let (third, _) = server(Some(&folder), Keys::default());
