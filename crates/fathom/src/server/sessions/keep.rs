@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use fathom_engine::Owner;
+use fathom_engine::{Owner, Session};
 use fathom_store::{Id, Snapshot};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -103,6 +103,7 @@ pub(super) async fn import<G: Generate>(
     let session = blocking(&service, move |sessions| {
         let _slot = slot;
         let namespace = sessions.namespace(&owner)?;
+        new.name.as_deref().map(Session::check_name).transpose()?;
         if let Some(name) = new.name.as_deref().filter(|name| sessions.get(&owner, name).is_ok()) {
             return Err(fathom_engine::Error::SessionExists { name: name.to_owned() }.into());
         }
@@ -115,7 +116,8 @@ pub(super) async fn import<G: Generate>(
             e => fathom_engine::Error::from(e).into(),
         })?;
         let session = sessions.restore(&owner, &saved.id, new.name.as_deref());
-        if session.is_err() {
+        // If the same state was stored already, it is some session's.
+        if session.is_err() && namespace.show(&saved.id).is_ok_and(|snapshot| snapshot.name.is_none()) {
             let _ = namespace.remove(&saved.id);
         }
         Ok(session?)

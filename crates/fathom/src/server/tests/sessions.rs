@@ -106,6 +106,14 @@ async fn a_session_from_birth_to_death() {
     let (_, here) = call(&router, "POST", "/v1/sessions/a/generate", greedy(json!({}))).await;
     let (_, there) = call(&second, "POST", "/v1/sessions/moved/generate", greedy(json!({}))).await;
     assert_eq!((&here["tokens"], &there["usage"]["reused_tokens"]), (&there["tokens"], &json!(n + tokens)));
+    // What cannot be taken in leaves alone what is there.
+    for name in ["a", "b%2Fb"] {
+        assert!(
+            bytes(&router, "POST", &format!("/v1/snapshots?name={name}"), "", file.clone()).await.0.is_client_error()
+        );
+    }
+    let (_, kept_still) = call(&router, "GET", "/v1/sessions/a", Value::Null).await;
+    assert!(kept_still["snapshots"].as_array().unwrap().contains(&json!(n + tokens)), "{kept_still}");
     let half = file.slice(..file.len() / 2);
     assert_eq!(bytes(&second, "POST", "/v1/snapshots", "", half).await.0, StatusCode::BAD_REQUEST);
 
