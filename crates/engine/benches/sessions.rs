@@ -222,8 +222,9 @@ impl Bench {
         let start = Instant::now();
         let ns = self.open("long");
         let best = ns.find(&self.subject, all).expect("found").best.expect("a snapshot");
-        let pages = ns.load(&best.id).expect("loaded").pages;
-        assert_eq!(pages.map(|page| page.expect("whole")).count(), all.len() / 1024);
+        for page in ns.load(&best.id).expect("loaded").pages {
+            page.expect("whole");
+        }
         start.elapsed().as_secs_f64()
     }
 

@@ -74,7 +74,7 @@ fn through_the_proxy() {
     assert!(matches!(&error, fathom_engine::SnapshotError::Store(Error::Access { .. })), "{error}");
     let mut state = loaded.model.new_state().unwrap();
     let logits = loaded.read(&mut state, &tokens[..40]);
-    assert!(same(&[logits.clone()], &rows[39..40]));
+    assert!(same(std::slice::from_ref(&logits), &rows[39..40]));
     let error = loaded.save(&state, &tokens[..40], &logits, &ns).unwrap_err();
     assert!(matches!(&error, fathom_engine::SnapshotError::Store(Error::Access { .. })), "{error}");
     println!("refused: {error}");

@@ -59,11 +59,10 @@ fn start(text: &Path, store: &Path) -> (Child, File) {
 /// The last `done/total tokens` that was shown.
 fn shown(screen: &str) -> Option<(usize, usize)> {
     let number = |text: &str| text.replace(',', "").parse().ok();
-    let place = screen.rmatch_indices(" tokens").find_map(|(at, _)| {
+    screen.rmatch_indices(" tokens").find_map(|(at, _)| {
         let (done, total) = screen[..at].rsplit([' ', '\u{1b}']).next()?.split_once('/')?;
         Some((number(done)?, number(total)?))
-    });
-    place
+    })
 }
 
 /// Kills the program when it has read more than 60 % of its prompt; says how much it had, of how much. Nothing if it was
