@@ -1,26 +1,22 @@
-//! One thread that runs the model, and the queue before it.
+//! The engine: a queue of requests, and the thread that works on them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use fathom_kernels::Device;
-use fathom_model::{LogitsWanted, Model, Segment, State};
+use fathom_model::Model;
 
-use crate::keeper::{Keep, Keeper};
-use crate::sampler::{Choice, Sampler};
-use crate::snapshot::Resumed;
-use crate::{Error, Event, Finish, Request, Usage, prefill};
+use crate::keeper::{Keep, Keeper, Settle, Wish};
+use crate::worker::Worker;
+use crate::{Error, Event, Owner, Request, SnapshotError, Usage};
 
 #[cfg(test)]
 mod tests;
 
-/// Tokens of a prompt after which its session is saved, if there is a store.
-const INTERVAL: usize = 8192;
-/// New tokens that make a session worth saving, and old ones worth looking for.
-const WORTH: usize = 32;
+/// States beside a session of the whole context that there is to be memory for: those that others go on from.
+const SPARE: u64 = 4;
 
 /// How to run.
 #[derive(Debug, Clone, Copy)]
@@ -33,18 +29,56 @@ pub struct EngineOptions {
     pub context: usize,
 }
 
-type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
+/// What an engine has done since it started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests that came to their end.
+    pub requests: u64,
+    /// Tokens of their prompts.
+    pub prompt_tokens: u64,
+    /// Of those, the ones that were not read again.
+    pub reused_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Requests whose prompt was not all there that might have been, by [`Why::word`](crate::Why::word).
+    pub missed: BTreeMap<&'static str, u64>,
+}
 
-struct Shared {
+pub(crate) type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
+
+/// What the thread is to do.
+pub(crate) enum Work {
+    Answer {
+        request: Box<Request>,
+        sink: Sink,
+        wish: Option<Wish>,
+    },
+    /// Drop the states of a session's past.
+    Forget(Past),
+}
+
+/// What a session was and is not any more.
+pub(crate) struct Past {
+    pub owner: Owner,
+    pub session: String,
+    /// Its tokens as they were.
+    pub before: Arc<Vec<u32>>,
+    /// Those that are left, and those of the owner's other sessions: their beginnings stay.
+    pub others: Vec<Arc<Vec<u32>>>,
+}
+
+/// What the engine's handles and its thread share.
+pub(crate) struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
-    options: EngineOptions,
+    counts: Mutex<Counts>,
+    pub(crate) options: EngineOptions,
     vocab: usize,
 }
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<(Request, Sink)>,
+    waiting: VecDeque<Work>,
     running: bool,
     closed: bool,
 }
@@ -53,17 +87,48 @@ impl Queue {
     /// Tells those who wait how many are ahead; those who are gone lose their places.
     fn tell_waiting(&mut self) {
         let mut ahead = usize::from(self.running);
-        self.waiting.retain_mut(|(_, sink)| {
+        self.waiting.retain_mut(|work| {
+            let Work::Answer { sink, .. } = work else { return true };
             let stays = sink(Event::Queued { ahead }).is_continue();
             ahead += usize::from(stays);
             stays
         });
+    }
+
+    fn requests(&self) -> usize {
+        self.waiting.iter().filter(|work| matches!(work, Work::Answer { .. })).count()
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for work; none once the engine is closed and all is done.
+    pub(crate) fn next(&self) -> Option<Work> {
+        let idle = |queue: &mut Queue| queue.waiting.is_empty() && !queue.closed;
+        let mut queue = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+        let work = queue.waiting.pop_front()?;
+        queue.running = true;
+        queue.tell_waiting();
+        Some(work)
+    }
+
+    /// Notes that the work is done.
+    pub(crate) fn done(&self) {
+        self.lock().running = false;
+    }
+
+    pub(crate) fn count(&self, usage: &Usage) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.requests += 1;
+        counts.prompt_tokens += usage.prompt_tokens as u64;
+        counts.reused_tokens += usage.reused_tokens as u64;
+        counts.generated_tokens += usage.generated_tokens as u64;
+        if let Some(missed) = &usage.missed {
+            *counts.missed.entry(missed.why.word()).or_default() += 1;
+        }
     }
 }
 
@@ -72,33 +137,41 @@ impl Shared {
 pub struct Engine {
     shared: Arc<Shared>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    settle: Option<Settle>,
 }
 
 impl Engine {
-    /// Starts the thread. With `keep`, sessions are saved at the end of a request and every 8,192 tokens of a prompt,
-    /// and a request goes on from the longest that its prompt begins with. That takes [`Engine::keep_bytes`] of state more.
+    /// Starts the thread. A request goes on from the longest state that its prompt begins with. States are kept at the end of
+    /// a prompt and of an answer and at every 8,192nd token of a prompt, in memory as long as the ledger has room, and with
+    /// `keep` in a store.
     pub fn start<D: Device>(model: Arc<Model<D>>, options: EngineOptions, keep: Option<Keep>) -> Engine {
         let config = model.config();
         let context = options.context.min(config.max_position_embeddings);
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             changed: Condvar::new(),
+            counts: Mutex::default(),
             options: EngineOptions { context, ..options },
             vocab: config.vocab_size,
         });
         let keeper = keep.map(|keep| Keeper::start(Arc::clone(&model), keep));
-        let worker = Worker { model, shared: Arc::clone(&shared), kept: None, keeper };
+        let settle = keeper.as_ref().map(Keeper::settle);
+        let worker = Worker::new(model, Arc::clone(&shared), keeper);
         let closing = CloseOnPanic(Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
             let _closing = closing;
             worker.run();
         });
-        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))) }
+        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))), settle }
     }
 
-    /// Bytes of state that an engine with a store may take beside its sessions'.
-    pub fn keep_bytes<D: Device>(model: &Model<D>) -> u64 {
-        Keeper::state_bytes(model)
+    /// States of a token or of a page that an engine can use beside a session of the whole context: for those that others go on
+    /// from, and those that are being written.
+    pub const SPARE_STATES: u64 = SPARE + crate::keeper::STATES;
+
+    /// Bytes of [`Engine::SPARE_STATES`].
+    pub fn spare_bytes<D: Device>(model: &Model<D>) -> u64 {
+        Engine::SPARE_STATES * model.state_bytes(1)
     }
 
     /// Takes a request. `sink` gets its events, on the engine's thread or, while it waits, on those of others who submit: it
@@ -109,24 +182,62 @@ impl Engine {
     pub fn submit(
         &self,
         request: Request,
-        mut sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
+        sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
     ) -> Result<(), Error> {
+        self.enqueue(request, Box::new(sink), None)
+    }
+
+    /// The same, and saves the state at the end, whatever there is to save; `told` hears of it on a thread of the engine's, or is
+    /// dropped if it does not come to that.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn submit_and_save(
+        &self,
+        request: Request,
+        sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
+        pinned: bool,
+        told: impl FnOnce(Result<fathom_store::Saved, SnapshotError>) + Send + 'static,
+    ) -> Result<(), Error> {
+        self.enqueue(request, Box::new(sink), Some(Wish { pinned, told: Box::new(told) }))
+    }
+
+    fn enqueue(&self, request: Request, mut sink: Sink, wish: Option<Wish>) -> Result<(), Error> {
         self.check(&request)?;
         let mut queue = self.shared.lock();
         if queue.closed {
             return Err(Error::ShuttingDown);
         }
         queue.tell_waiting();
-        let ahead = queue.waiting.len() + usize::from(queue.running);
-        if queue.waiting.len() >= self.shared.options.queue && queue.running {
-            return Err(Error::QueueFull { waiting: queue.waiting.len() });
+        let waiting = queue.requests();
+        if waiting >= self.shared.options.queue && queue.running {
+            return Err(Error::QueueFull { waiting });
         }
+        let ahead = waiting + usize::from(queue.running);
         if ahead > 0 && sink(Event::Queued { ahead }).is_break() {
             return Ok(());
         }
-        queue.waiting.push_back((request, Box::new(sink)));
+        queue.waiting.push_back(Work::Answer { request: Box::new(request), sink, wish });
         self.shared.changed.notify_all();
         Ok(())
+    }
+
+    /// Makes sure that nothing more of a session is written, so that its snapshots can be removed.
+    pub(crate) fn settle(&self, owner: &Owner, session: &str) {
+        if let Some(settle) = &self.settle {
+            settle(owner, session);
+        }
+    }
+
+    /// Drops from memory what only a session's past had.
+    pub(crate) fn forget(&self, past: Past) {
+        self.shared.lock().waiting.push_back(Work::Forget(past));
+        self.shared.changed.notify_all();
+    }
+
+    /// What it has done.
+    pub fn counts(&self) -> Counts {
+        self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What [`Engine::submit`] checks before it queues.
@@ -161,7 +272,7 @@ impl Engine {
     /// Requests waiting, and whether one runs.
     pub fn load(&self) -> (usize, bool) {
         let queue = self.shared.lock();
-        (queue.waiting.len(), queue.running)
+        (queue.requests(), queue.running)
     }
 
     /// Takes no more requests, finishes those it has, and stops the thread.
@@ -186,168 +297,6 @@ impl Drop for CloseOnPanic {
             let mut queue = self.0.lock();
             queue.closed = true;
             queue.waiting.clear();
-        }
-    }
-}
-
-/// A finished session that the next request may go on from.
-struct Kept<D: Device> {
-    tokens: Vec<u32>,
-    state: State<D>,
-    /// What follows the last of the tokens, if that is known.
-    logits: Vec<f32>,
-    /// How many of the tokens the store has.
-    saved: usize,
-}
-
-struct Worker<D: Device> {
-    model: Arc<Model<D>>,
-    shared: Arc<Shared>,
-    kept: Option<Kept<D>>,
-    keeper: Option<Keeper<D>>,
-}
-
-impl<D: Device> Worker<D> {
-    fn run(mut self) {
-        let mut queue = self.shared.lock();
-        loop {
-            if let Some((request, sink)) = queue.waiting.pop_front() {
-                queue.running = true;
-                queue.tell_waiting();
-                drop(queue);
-                let model = Arc::clone(&self.model);
-                model.device().scope(|| self.serve(request, sink));
-                queue = self.shared.lock();
-                queue.running = false;
-            } else if queue.closed {
-                return;
-            } else {
-                // The borrow of `self.shared` ends with the guard, which `wait` gives back.
-                let shared = Arc::clone(&self.shared);
-                drop(queue);
-                drop(shared.changed.wait_while(shared.lock(), |q| q.waiting.is_empty() && !q.closed));
-                queue = self.shared.lock();
-            }
-        }
-    }
-
-    fn serve(&mut self, request: Request, mut sink: Sink) {
-        let last = match self.answer(&request, &mut sink) {
-            Ok((reason, usage)) => Event::Done { reason, usage },
-            Err(e) => Event::Failed(e),
-        };
-        // Nobody left to tell is no error.
-        let _ = sink(last);
-        drop(sink);
-        // After the answer: nobody waits for it but the next.
-        if let Some(mut kept) = self.kept.take() {
-            self.save(&mut kept, true);
-            self.kept = Some(kept);
-        }
-    }
-
-    fn answer(&mut self, request: &Request, sink: &mut Sink) -> Result<(Finish, Usage), Error> {
-        let model = Arc::clone(&self.model);
-        let total = request.prompt.len();
-        let mut usage = Usage { prompt_tokens: total, ..Usage::default() };
-        let mut session = self.session(&request.prompt)?;
-        let reused = session.tokens.len();
-        usage.reused_tokens = reused;
-        if sink(Event::Prefill { done: reused, total, reused }).is_break() {
-            self.kept = (reused > 0).then_some(session);
-            return Ok((Finish::Cancelled, usage));
-        }
-
-        let start = Instant::now();
-        while session.tokens.len() < total {
-            let from = session.tokens.len();
-            let stretch = &request.prompt[from..total.min(from + INTERVAL)];
-            let mut read = from;
-            let logits =
-                prefill(&model, &mut session.state, stretch, self.shared.options.prefill_chunk, &mut |done| {
-                    read = from + done;
-                    sink(Event::Prefill { done: read, total, reused })
-                })?;
-            session.tokens.extend_from_slice(&request.prompt[from..read]);
-            session.logits = logits.unwrap_or_default();
-            if session.logits.is_empty() {
-                self.kept = Some(session);
-                return Ok((Finish::Cancelled, usage));
-            }
-            self.save(&mut session, false);
-        }
-        usage.prefill = start.elapsed();
-
-        let start = Instant::now();
-        let mut sampler = Sampler::new(request.sampling.clone());
-        let reason = loop {
-            if request.max_tokens.is_some_and(|most| usage.generated_tokens >= most) {
-                break Finish::Length;
-            }
-            if session.tokens.len() >= self.shared.options.context {
-                break Finish::ContextFull;
-            }
-            let Choice { id, logprob, top } = sampler.choose(&session.logits);
-            if request.stop_tokens.contains(&id) {
-                break Finish::Stop;
-            }
-            usage.generated_tokens += 1;
-            if sink(Event::Token { id, logprob, top }).is_break() {
-                break Finish::Cancelled;
-            }
-            let wanted = LogitsWanted::Last;
-            let state = &mut session.state;
-            let out = model.forward(&mut [Segment { state, tokens: &[id], logits: wanted }])?;
-            session.logits = out.into_iter().next().unwrap_or_default();
-            session.tokens.push(id);
-        };
-        usage.decode = start.elapsed();
-        self.kept = Some(session);
-        Ok((reason, usage))
-    }
-
-    /// Has the session saved, if there is enough new in it; where too many wait already, only if it may `wait` for them.
-    fn save(&self, session: &mut Kept<D>, wait: bool) {
-        if let Some(keeper) = &self.keeper
-            && session.tokens.len() >= session.saved + WORTH
-            && keeper.save(&session.state, &session.tokens, &session.logits, wait)
-        {
-            session.saved = session.tokens.len();
-        }
-    }
-
-    /// The longest session that the prompt goes on from: the kept one, one from the store, or a new one. One that has the whole
-    /// prompt must have its logits.
-    fn session(&mut self, prompt: &[u32]) -> Result<Kept<D>, Error> {
-        let fits = |kept: &Kept<D>| {
-            prompt.starts_with(&kept.tokens) && (kept.tokens.len() < prompt.len() || !kept.logits.is_empty())
-        };
-        let mut best = self.kept.take().filter(fits);
-        if let (None, Some(keeper)) = (&best, &self.keeper) {
-            // There is memory for one session, and another begins.
-            keeper.wait();
-        }
-        let have = best.as_ref().map_or(0, |kept| kept.tokens.len());
-        if let Some(keeper) = &self.keeper
-            && have + WORTH <= prompt.len()
-            // Before its state is read, the memory of the one that did not fit is free. What a store cannot give is computed.
-            && let Ok(found) = keeper.find(prompt)
-            && found > have
-        {
-            drop(best.take());
-            keeper.wait();
-            // Failed or gone meanwhile, it is as if there were none.
-            let resumed = keeper.resume(prompt).ok().and_then(|resume| resume.resumed);
-            best = resumed
-                .map(|Resumed { state, logits }| {
-                    let tokens = prompt[..state.position()].to_vec();
-                    Kept { saved: tokens.len(), tokens, state, logits }
-                })
-                .filter(fits);
-        }
-        match best {
-            Some(kept) => Ok(kept),
-            None => Ok(Kept { tokens: Vec::new(), state: self.model.new_state()?, logits: Vec::new(), saved: 0 }),
         }
     }
 }

@@ -43,9 +43,84 @@ pub enum Error {
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// The request may need more state than there is memory for.
+    #[error(
+        "{tokens} tokens of prompt and answer take {needed} of state, but there is memory for {limit}; ask for fewer tokens, \
+         or give the program more memory"
+    )]
+    Memory {
+        /// Tokens of prompt and answer.
+        tokens: usize,
+        /// What they take, for people.
+        needed: String,
+        /// What there is.
+        limit: String,
+    },
+    /// No session of that name.
+    #[error("there is no session {name:?}")]
+    NoSession {
+        /// The name.
+        name: String,
+    },
+    /// A session of that name is there already.
+    #[error("there is a session {name:?} already; delete it, or take another name")]
+    SessionExists {
+        /// The name.
+        name: String,
+    },
+    /// Another request is at work on the session.
+    #[error("session {name:?} is at work on another request; wait for its end, or fork it")]
+    SessionBusy {
+        /// The name.
+        name: String,
+    },
+    /// A name that no session can have.
+    #[error("{name:?} is no name for a session: it takes 1 to 64 letters, digits, dots, dashes and underscores")]
+    SessionName {
+        /// The name.
+        name: String,
+    },
+    /// No snapshot of that identity.
+    #[error("there is no snapshot {id}")]
+    NoSnapshot {
+        /// Its identity.
+        id: String,
+    },
+    /// A position that the session does not have.
+    #[error("position {position} is beyond the session's {tokens} tokens")]
+    Position {
+        /// The position.
+        position: usize,
+        /// How many tokens it has.
+        tokens: usize,
+    },
+    /// What was asked for takes a store.
+    #[error("there is no store to keep it in; start with --store DIR")]
+    NoStore,
+    /// The store failed.
+    #[error("{0}")]
+    Store(String),
     /// The model or the device failed.
     #[error("{0}")]
     Model(String),
+}
+
+impl From<fathom_store::Error> for Error {
+    fn from(e: fathom_store::Error) -> Self {
+        match e {
+            fathom_store::Error::NoSnapshot { id, .. } => Error::NoSnapshot { id: id.to_string() },
+            e => Error::Store(e.to_string()),
+        }
+    }
+}
+
+impl From<crate::SnapshotError> for Error {
+    fn from(e: crate::SnapshotError) -> Self {
+        match e {
+            crate::SnapshotError::Store(e) => e.into(),
+            e => Error::Store(e.to_string()),
+        }
+    }
 }
 
 impl From<fathom_model::Error> for Error {

@@ -4,15 +4,21 @@
 mod engine;
 mod error;
 mod keeper;
+mod kept;
+mod missed;
+mod names;
 mod prefill;
 mod request;
 mod sampler;
+mod sessions;
 mod snapshot;
+mod worker;
 
-pub use engine::{Engine, EngineOptions};
+pub use engine::{Counts, Engine, EngineOptions};
 pub use error::Error;
-pub use keeper::Keep;
+pub use keeper::{Keep, Told};
 pub use prefill::prefill;
-pub use request::{Event, Finish, Logprob, Request, Usage};
+pub use request::{Event, Finish, Logprob, Missed, Owner, Request, Seam, Usage, Why};
 pub use sampler::{Sampler, Sampling};
+pub use sessions::{Session, Sessions};
 pub use snapshot::{Resume, Resumed, SnapshotError, resume, save, subject};

@@ -39,6 +39,14 @@ pub enum Error {
     /// Tokens could not be turned into text.
     #[error("cannot decode the answer: {0}")]
     Decode(String),
+    /// The file of API keys is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    Keys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The server's address cannot be had.
     #[error("cannot listen on {address}: {cause}; choose another with --host and --port")]
     Listen {

@@ -195,7 +195,6 @@ fn score_goes_on_from_what_was_saved() {
     assert!(fathom(&["snapshot", "rm", &longest, "--store", &store]).status.success());
     assert_eq!(list(&store).len(), 8);
     assert!(refused(&["snapshot", "rm", &longest, "--store", &store]).contains("no snapshot"));
-    assert!(refused(&["snapshot", "ls"]).contains("--store"));
 }
 
 #[test]
@@ -366,4 +365,44 @@ fn output_that_cannot_be_written_is_an_error() {
         let out = run(writer.into());
         assert_eq!(out.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
     }
+}
+
+/// A session by name goes on in another process, from the state it had, and goes away whole.
+#[test]
+fn a_named_session_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store").to_str().unwrap().to_owned();
+    let ask = |question: &str, more: &[&str]| {
+        let base = ["run", "demo", question, "--json", "--temperature", "0", "--max-tokens", "20", "--store", &store];
+        let out = fathom(&[&base[..], more].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()
+    };
+    let long = format!("{} The code of Anna is 4711. What is the code of Anna?", "Nothing happens here. ".repeat(80));
+    let first = ask(&long, &["--session", "anna"]);
+    assert_eq!(first["reused_tokens"], 0);
+    let second = ask("And once more?", &["--session", "anna"]);
+    let before = first["prompt_tokens"].as_u64().unwrap() + first["generated_tokens"].as_u64().unwrap();
+    assert_eq!(second["reused_tokens"], before, "{second}");
+    // Nothing of it is in another session's way, but its state is there.
+    let other = ask(&long, &["--session", "other"]);
+    assert_eq!((&other["answer"], &other["reused_tokens"]), (&first["answer"], &first["prompt_tokens"]));
+    assert!(refused(&["run", "demo", "x", "--session", "a/b", "--store", &store]).contains("no name for a session"));
+    let changed = ["run", "demo", "x", "--session", "anna", "--store", &store, "--system", "Be brief."];
+    assert!(refused(&changed).contains("--system"));
+
+    let list = || {
+        let out = fathom(&["snapshot", "ls", "--json", "--store", &store]);
+        let text = String::from_utf8(out.stdout).unwrap();
+        let names = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["name"].clone());
+        names.filter(|name| name == "anna").count()
+    };
+    assert!(list() >= 2);
+    let usage = fathom(&["snapshot", "usage", "--json", "--store", &store]);
+    let usage: serde_json::Value = serde_json::from_slice(&usage.stdout).unwrap();
+    assert!(usage["snapshots"].as_u64() >= Some(3) && usage["written_today"].as_u64() > Some(0), "{usage}");
+    assert!(fathom(&["snapshot", "verify", "--store", &store]).status.success());
+    assert!(fathom(&["snapshot", "rm", "--session", "anna", "--store", &store]).status.success());
+    assert_eq!(list(), 0);
+    assert!(refused(&["snapshot", "rm", "--session", "anna", "--store", &store]).contains("no session"));
 }

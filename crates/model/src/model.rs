@@ -168,8 +168,8 @@ impl<D: Device> Model<D> {
     /// `[0 | 1 | tokens.len(), vocab]`.
     ///
     /// # Errors
-    /// [`Error::Token`], [`Error::ContextFull`] and [`Error::Broken`] before anything is touched. Any other error
-    /// leaves the segments' sessions broken: drop them.
+    /// [`Error::Token`], [`Error::ContextFull`], [`Error::Broken`] and no room for more state before anything is touched. Any
+    /// other error leaves the segments' sessions broken: drop them.
     pub fn forward(&self, segments: &mut [Segment<'_, D>]) -> Result<Vec<Vec<f32>>, Error> {
         self.check(segments)?;
         let mut batch = self.batch(segments)?;
@@ -210,9 +210,12 @@ impl<D: Device> Model<D> {
     fn batch<'a, 's>(&self, segments: &'a mut [Segment<'s, D>]) -> Result<Batch<'a, 's, D>, Error> {
         let (mut tokens, mut spans, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         for segment in segments.iter_mut() {
+            let end = segment.state.position + segment.tokens.len();
+            segment.state.prepare(&self.device, &self.layout, end)?;
+        }
+        for segment in segments.iter_mut() {
             let start = segment.state.position;
             let end = start + segment.tokens.len();
-            segment.state.prepare(&self.device, &self.layout, end)?;
             segment.state.whole = false;
             spans.push(Span { rows: tokens.len()..tokens.len() + segment.tokens.len(), start });
             tokens.extend_from_slice(segment.tokens);

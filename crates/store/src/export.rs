@@ -54,6 +54,18 @@ impl Namespace {
     /// [`Error::Import`] for a file that is not whole, [`Error::Newer`], [`Error::Stream`], and as
     /// [`Namespace::save`].
     pub fn import(&self, from: &mut impl Read) -> Result<Saved, Error> {
+        self.import_named(from, |own| own.map(str::to_owned))
+    }
+
+    /// The same under another name, or none: `name` is told the one that it was exported with.
+    ///
+    /// # Errors
+    /// As [`Namespace::import`].
+    pub fn import_named(
+        &self,
+        from: &mut impl Read,
+        name: impl FnOnce(Option<&str>) -> Option<String>,
+    ) -> Result<Saved, Error> {
         let mut stream = Hashing { stream: from, hasher: blake3::Hasher::new() };
         let start: [u8; 16] = stream.array()?;
         if &start[..8] != MAGIC {
@@ -64,7 +76,8 @@ impl Namespace {
             return Err(Error::Newer { place: "the exported file".into(), version, known: VERSION });
         }
         let head = stream.part(MAX_HEAD)?;
-        let (subject, name, all) = read_head(&head).map_err(|problem| Error::Import { problem })?;
+        let (subject, name_there, all) = read_head(&head).map_err(|problem| Error::Import { problem })?;
+        let name = name(name_there.as_deref());
         let tail = stream.part(MAX_PART)?;
         let mut source = Parts { stream, next: 0, pages: all.len() / subject.page };
         let new = NewSnapshot { tokens: &all, name: name.as_deref(), ..NewSnapshot::default() };

@@ -125,20 +125,37 @@ impl Files {
 
     pub(crate) async fn get(&self, path: &str, max: u64) -> Result<Option<Bytes>, Error> {
         self.fault("read", path)?;
+        if let Some(folder) = &self.at.folder {
+            return self.get_local(folder.join(path), path, max).await;
+        }
         let found = match self.at.store.get(&Path::from(path)).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(e) => return Err(self.error("read", path, e)),
         };
         if found.meta.size > max {
-            let problem = format!("it has {} bytes, at most {max} are possible", found.meta.size);
-            return Err(Error::Damaged { place: self.place(path), problem });
+            return Err(self.too_long(path, found.meta.size, max));
         }
         match found.bytes().await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(e) => Err(self.error("read", path, e)),
         }
+    }
+
+    /// As [`Files::get`]. `object_store` would fill the memory with zeros first, which a long restore feels.
+    async fn get_local(&self, at: PathBuf, path: &str, max: u64) -> Result<Option<Bytes>, Error> {
+        let read = tokio::task::spawn_blocking(move || local::read(&at, max)).await;
+        match read.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
+            Ok(Ok(bytes)) => Ok(Some(bytes.into())),
+            Ok(Err(size)) => Err(self.too_long(path, size, max)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::Access { action: "read", place: self.place(path), cause: Box::new(e) }),
+        }
+    }
+
+    fn too_long(&self, path: &str, size: u64, max: u64) -> Error {
+        Error::Damaged { place: self.place(path), problem: format!("it has {size} bytes, at most {max} are possible") }
     }
 
     pub(crate) async fn delete(&self, path: &str) -> Result<bool, Error> {

@@ -22,6 +22,9 @@ mod faults;
 mod files;
 mod find;
 mod free;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod key;
 mod load;

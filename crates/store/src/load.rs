@@ -13,7 +13,7 @@ use crate::store::lock;
 use crate::{Error, Id, Snapshot, tokens};
 
 /// Pages that are being read while one is used.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 
 /// A snapshot that is being read.
 #[derive(Debug)]

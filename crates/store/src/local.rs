@@ -3,8 +3,8 @@
 //! `object_store` writes a file under another name, syncs it, links or renames it and syncs the folder. It leaves modes
 //! to the umask, and the unfinished file (`NAME#1`) of a writer that was killed where it is.
 
-use std::fs::{self, DirBuilder};
-use std::io;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -73,6 +73,20 @@ pub(crate) fn close(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     let _ = path;
     Ok(())
+}
+
+/// The bytes of a file, or how many they are if that is more than `max`.
+pub(crate) fn read(path: &Path, max: u64) -> io::Result<Result<Vec<u8>, u64>> {
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
+    if size > max {
+        return Ok(Err(size));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    // It may have grown meanwhile.
+    let size = bytes.len() as u64;
+    Ok(if size > max { Err(size) } else { Ok(bytes) })
 }
 
 /// Deletes unfinished files older than `age`, and says how many bytes they had.

@@ -1,6 +1,7 @@
 //! Reading everything, to see whether it is what was written.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::Error;
@@ -20,6 +21,12 @@ pub struct Flaw {
     pub snapshots: Vec<Id>,
     /// What is wrong, with the file's name.
     pub problem: String,
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} snapshots)", self.problem, self.snapshots.len())
+    }
 }
 
 impl Store {

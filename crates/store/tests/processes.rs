@@ -3,36 +3,50 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
 use fathom_store::{Namespace, NewSnapshot, Options};
 
-/// One step of a busy user, chosen by a number: saving sessions that grow and fork, loading, removing, collecting.
-fn step(ns: &Namespace, random: u32) {
+/// One step of a busy user, chosen by a number: saving sessions that grow and fork, loading, removing, collecting, and
+/// evicting with the quota of `tight`, which is the same namespace. Says which before it begins.
+fn step(ns: &Namespace, tight: &Namespace, random: u32, doing: &mut dyn FnMut(&'static str)) {
     let all = tokens(random % 3, 24);
     let mut some = all[..3 + (random / 3 % 22) as usize].to_vec();
     if random / 71 % 2 == 1 {
         let last = some.len() - 1;
         some[last] += 1;
     }
-    match random / 142 % 8 {
-        0..4 => {
+    match random / 142 % 16 {
+        0..11 => {
+            doing("save");
             let new = NewSnapshot { tokens: &some, pinned: random.is_multiple_of(17), ..NewSnapshot::default() };
             save_as(ns, &subject(), &new).unwrap();
         }
-        4 => {
+        11 => {
+            doing("remove");
             let list = ns.list().unwrap();
             if let Some(one) = list.get(random as usize % list.len().max(1)) {
                 // Others may be faster.
                 let _ = ns.remove(&one.id);
             }
         }
-        5 => drop(ns.store().collect().unwrap()),
+        12 => {
+            doing("collect");
+            ns.store().collect().unwrap();
+        }
+        13 => {
+            doing("evict");
+            tight.store().collect().unwrap();
+        }
         _ => {
+            doing("load");
             if let Some(best) = ns.find(&subject(), &some).unwrap().best {
                 match check(ns, &best.id) {
                     Ok(tokens) => assert_eq!(tokens, some[..best.position]),
@@ -71,30 +85,40 @@ fn whole(path: &Path) -> usize {
     listed.len()
 }
 
+/// No object is ever young; writers that are at work are not given up.
+fn busy() -> Options {
+    Options { grace: Duration::ZERO, ..options() }
+}
+
+/// Room for a few snapshots of [`step`]'s.
+fn tight() -> Options {
+    Options { quota: 12_000, ..busy() }
+}
+
 #[test]
 fn eight_threads_and_two_stores() {
     let folder = new_folder();
-    // No object is ever young; writers that are at work are not given up.
-    let busy = || Options { grace: Duration::ZERO, ..options() };
     let stores = [open(folder.path(), busy()), open(folder.path(), busy())];
+    let tight = open(folder.path(), tight());
     std::thread::scope(|scope| {
         for thread in 0..8u32 {
             let ns = stores[thread as usize % 2].namespace("a").unwrap();
+            let tight = tight.namespace("a").unwrap();
             scope.spawn(move || {
                 for i in 0..60 {
-                    step(&ns, (thread * 60 + i).wrapping_mul(2_654_435_761) >> 7);
+                    step(&ns, &tight, (thread * 60 + i).wrapping_mul(2_654_435_761) >> 7, &mut |_| {});
                 }
             });
         }
     });
-    drop(stores);
+    drop((stores, tight));
     whole(folder.path());
 }
 
 #[test]
 fn readers_beside_writers_beside_a_collector() {
     let folder = new_folder();
-    let store = open(folder.path(), Options { grace: Duration::ZERO, ..options() });
+    let store = open(folder.path(), busy());
     let kept = save(&store.namespace("a").unwrap(), &tokens(1, 20));
     store.namespace("a").unwrap().pin(&kept.id, true).unwrap();
     let (done, loads) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -134,41 +158,57 @@ fn readers_beside_writers_beside_a_collector() {
 fn busy_child() {
     let Ok(path) = std::env::var("FATHOM_TEST_STORE") else { return };
     let seed: u32 = std::env::var("FATHOM_TEST_SEED").unwrap().parse().unwrap();
-    let store = open(Path::new(&path), Options { grace: Duration::ZERO, ..options() });
-    let ns = store.namespace("a").unwrap();
+    let mut note = fs::File::create(Path::new(&path).with_extension(seed.to_string())).unwrap();
+    let mut doing = |what: &'static str| writeln!(note, "{what}").unwrap();
+    doing("open");
+    let [ns, tight] = [busy(), tight()].map(|options| open(Path::new(&path), options).namespace("a").unwrap());
     for i in 0.. {
-        step(&ns, (seed.wrapping_mul(104_729) + i).wrapping_mul(2_654_435_761) >> 7);
+        step(&ns, &tight, (seed.wrapping_mul(104_729) + i).wrapping_mul(2_654_435_761) >> 7, &mut doing);
     }
 }
 
+/// `FATHOM_TEST_KILLS=300` makes it so many rounds, on a disk, whose syncs leave time to be killed in. Each round kills two
+/// processes. Prints what they were doing, and what they left.
 #[test]
 fn killed_at_any_moment() {
-    let folder = new_folder();
-    let rounds: u32 = std::env::var("FATHOM_TEST_KILLS").map_or(20, |n| n.parse().unwrap());
-    let mut most = 0;
+    let asked = std::env::var("FATHOM_TEST_KILLS").ok();
+    let folder = if asked.is_some() { tempfile::tempdir().unwrap() } else { new_folder() };
+    let path = folder.path().join("store");
+    let rounds: u32 = asked.map_or(20, |n| n.parse().unwrap());
+    let (mut most, mut counts) = (0, BTreeMap::<String, u32>::new());
     for round in 0..rounds {
-        let children: Vec<_> = (0..2)
-            .map(|i| {
-                Command::new(std::env::current_exe().unwrap())
-                    .args(["--exact", "busy_child", "--nocapture"])
-                    .env("FATHOM_TEST_STORE", folder.path())
-                    .env("FATHOM_TEST_SEED", (2 * round + i).to_string())
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::piped())
-                    .spawn()
-                    .unwrap()
-            })
-            .collect();
+        let children = [2 * round, 2 * round + 1].map(|seed| (seed, child(&path, seed)));
         std::thread::sleep(Duration::from_millis(60 + u64::from(round * 37 % 101)));
-        for mut child in children {
+        for (seed, mut child) in children {
             assert!(child.try_wait().unwrap().is_none(), "the child failed by itself: {:?}", {
                 let output = child.wait_with_output().unwrap();
                 String::from_utf8_lossy(&output.stderr).into_owned()
             });
             child.kill().unwrap();
             child.wait().unwrap();
+            let note = path.with_extension(seed.to_string());
+            let did = fs::read_to_string(&note).unwrap_or_default();
+            *counts.entry(format!("killed in {}", did.lines().last().unwrap_or("start"))).or_default() += 1;
+            let _ = fs::remove_file(note);
         }
-        most = most.max(whole(folder.path()));
+        for kind in ["pending", "condemned"] {
+            *counts.entry(format!("left {kind}")).or_default() += u32::from(!of_kind(&path, kind).is_empty());
+        }
+        let unfinished = files(&path).iter().any(|file| file.to_string_lossy().contains('#'));
+        *counts.entry("left unfinished files".into()).or_default() += u32::from(unfinished);
+        most = most.max(whole(&path));
     }
+    println!("{rounds} rounds: {counts:?}");
     assert!(most > 0);
+}
+
+fn child(path: &Path, seed: u32) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "busy_child", "--nocapture"])
+        .env("FATHOM_TEST_STORE", path)
+        .env("FATHOM_TEST_SEED", seed.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }

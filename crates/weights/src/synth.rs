@@ -94,6 +94,26 @@ impl Synth {
         Synth { config, seed }
     }
 
+    /// A session's state as V4-Flash has it, and its vocabulary, around a model that is next to nothing.
+    pub fn flash_state(seed: u64) -> Self {
+        let ratios: Vec<usize> = (0..43).map(|layer| if layer < 2 { 0 } else { [4, 128][layer % 2] }).collect();
+        Synth::tiny(seed)
+            .set("num_hidden_layers", ratios.len())
+            .set("compress_ratios", ratios)
+            .set("head_dim", 512)
+            .set("sliding_window", 128)
+            .set("vocab_size", 129_280)
+            .set("num_hash_layers", 0)
+            .set("hidden_size", 32)
+            .set("moe_intermediate_size", 32)
+            .set("num_attention_heads", 2)
+            .set("o_lora_rank", 8)
+            .set("q_lora_rank", 8)
+            .set("index_n_heads", 1)
+            .set("n_routed_experts", 2)
+            .set("num_experts_per_tok", 1)
+    }
+
     /// A small random geometry: two to five layers of any kind, FP4 or FP8 experts, odd ranks, one to four residual
     /// copies.
     pub fn random(seed: u64) -> Self {

@@ -4,7 +4,7 @@ use fathom_kernels::{Cpu, CpuOptions};
 use fathom_weights::synth::Synth;
 
 use super::*;
-use crate::Sampling;
+use crate::{Finish, Sampling, Seam, Why};
 
 fn model() -> Arc<Model<Cpu>> {
     let checkpoint = Synth::tiny(5).set("num_hidden_layers", 3).set("compress_ratios", vec![4, 128, 0]).checkpoint();
@@ -142,29 +142,38 @@ fn those_who_leave_lose_their_places() {
     assert_eq!(ahead(last), [2, 1]);
 }
 
+/// A store in a folder.
+fn store(folder: &tempfile::TempDir) -> fathom_store::Store {
+    fathom_store::Store::open(folder.path().to_str().unwrap(), fathom_store::Options::default()).unwrap()
+}
+
+type Told = Arc<Mutex<Vec<fathom_store::Saved>>>;
+
+/// An engine that keeps its sessions, with memory for one of `context` tokens and what goes with it.
+fn keeping(folder: &tempfile::TempDir, context: usize, told: &Told) -> Engine {
+    let (model, told) = (model(), Arc::clone(told));
+    let ledger = model.device().ledger();
+    ledger.limit(fathom_kernels::Share::State, model.state_bytes(context) + Engine::spare_bytes(&model));
+    let told =
+        Box::new(move |saved: &Result<fathom_store::Saved, _>| told.lock().unwrap().push(*saved.as_ref().unwrap()));
+    let keep = Keep { store: store(folder), subject: crate::subject(&model, [7; 32]), lasts: None, told };
+    Engine::start(model, EngineOptions { prefill_chunk: 64, queue: 4, context }, Some(keep))
+}
+
 /// What one engine saved, another goes on from, with the same answers; and it saves no more than it must.
 #[test]
 fn a_store_outlives_its_engine() {
     let folder = tempfile::tempdir().unwrap();
-    let open = || fathom_store::Store::open(folder.path().to_str().unwrap(), fathom_store::Options::default()).unwrap();
-    let namespace = || open().namespace("default").unwrap();
-    let saved = Arc::new(Mutex::new(Vec::new()));
-    let engine = |context: usize| {
-        let (model, saved) = (model(), Arc::clone(&saved));
-        let ledger = model.device().ledger();
-        ledger.limit(fathom_kernels::Share::State, model.state_bytes(context) + Engine::keep_bytes(&model));
-        let told = Box::new(move |result: Result<fathom_store::Saved, _>| saved.lock().unwrap().push(result.unwrap()));
-        let keep = Keep { namespace: namespace(), subject: crate::subject(&model, [7; 32]), told };
-        Engine::start(model, EngineOptions { prefill_chunk: 64, queue: 4, context }, Some(keep))
-    };
+    let told = Told::default();
+    let engine = |context| keeping(&folder, context, &told);
     let whole = run(&self::engine(512, 4, 1500), request(prompt(1200), 40)).0;
 
     let first = engine(1500);
     assert_eq!(run(&first, request(prompt(1200), 40)).0, whole);
     first.drain();
-    let positions: Vec<usize> = saved.lock().unwrap().iter().map(|s| s.position).collect();
+    let positions: Vec<usize> = told.lock().unwrap().iter().map(|s| s.position).collect();
     assert_eq!(positions, [1200, 1240]);
-    assert_eq!(saved.lock().unwrap()[1].new_pages, 0, "the first page is there already");
+    assert_eq!(told.lock().unwrap()[1].new_pages, 0, "the first page is there already");
 
     let second = engine(1500);
     let (ids, _, usage) = run(&second, request(prompt(1200), 40));
@@ -173,11 +182,108 @@ fn a_store_outlives_its_engine() {
     let (ids, _, usage) = run(&second, request(longer.clone(), 5));
     assert_eq!(usage.reused_tokens, 1240, "the conversation goes on");
     assert_eq!(ids, run(&self::engine(512, 4, 1500), request(longer, 5)).0);
-    // Another text while the first is still being written: there is memory for one session.
+    // Other texts, more than there is memory for.
     for start in 0..4 {
         let other: Vec<u32> = (0..1400).map(|i| (i * 31 + start) % 512).collect();
         assert_eq!(run(&second, request(other, 40)).2.reused_tokens, 0);
     }
+    // The first had to go, and comes back.
+    let (ids, _, usage) = run(&second, request(prompt(1200), 40));
+    assert_eq!((ids, usage.reused_tokens), (whole.clone(), 1200));
     second.drain();
-    assert_eq!(run(&engine(1500), request(prompt(1100), 1)).2.reused_tokens, 0, "no state was kept before 1,200");
+    let (_, _, usage) = run(&engine(1500), request(prompt(1100), 1));
+    let missed = usage.missed.unwrap();
+    assert_eq!((usage.reused_tokens, missed.matched, missed.why), (0, 1100, Why::NotKept));
+    // Another owner's is not found, and its being there not told.
+    let other = Request { owner: Owner("other".into()), ..request(prompt(1200), 1) };
+    let usage = run(&engine(1500), other).2;
+    assert_eq!((usage.reused_tokens, usage.missed.unwrap().why), (0, Why::Nothing));
+}
+
+/// Several sessions live side by side and branch off one another, as long as there is memory, and nobody fails without.
+#[test]
+fn sessions_live_side_by_side() {
+    let model = model();
+    let tight = model.state_bytes(1500);
+    for (room, all) in [(10 * model.state_bytes(1500), true), (tight, false)] {
+        let model = self::model();
+        model.device().ledger().limit(fathom_kernels::Share::State, room);
+        let engine = Engine::start(model, EngineOptions { prefill_chunk: 64, queue: 4, context: 1500 }, None);
+        let fresh = || self::engine(64, 4, 1500);
+        let texts: Vec<Vec<u32>> = (0..3).map(|start| (0..1400).map(|i| (i * 31 + start) % 512).collect()).collect();
+        let answers: Vec<_> = texts.iter().map(|text| run(&engine, request(text.clone(), 40)).0).collect();
+        for (text, answer) in texts.iter().zip(&answers) {
+            assert_eq!(*answer, run(&fresh(), request(text.clone(), 40)).0);
+            // Two that go on from the same place.
+            for next in [7, 8] {
+                let branch = [&text[..], &[next]].concat();
+                let (ids, _, usage) = run(&engine, request(branch.clone(), 40));
+                assert!(!all || usage.reused_tokens == 1400, "{}", usage.reused_tokens);
+                assert_eq!(ids, run(&fresh(), request(branch, 40)).0);
+            }
+        }
+    }
+}
+
+/// What does not fit is refused before it starts, with the numbers.
+#[test]
+fn what_cannot_fit_is_refused() {
+    let model = model();
+    model.device().ledger().limit(fathom_kernels::Share::State, model.state_bytes(1024));
+    let engine = Engine::start(model, EngineOptions { prefill_chunk: 64, queue: 4, context: 3000 }, None);
+    let (send, receive) = mpsc::channel();
+    engine
+        .submit(request(prompt(900), 500), move |event| {
+            send.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue)
+        })
+        .unwrap();
+    let Some(Event::Failed(Error::Memory { tokens, .. })) = receive.into_iter().last() else { panic!("not refused") };
+    assert_eq!(tokens, 1400);
+    assert_eq!(run(&engine, request(prompt(900), 100)).0.len(), 100);
+}
+
+/// Where a prompt differs from what is known, and what that cost.
+#[test]
+fn says_why_it_read_again() {
+    let engine = engine(64, 4, 3000);
+    let explain = |prompt| Request { explain: true, ..request(prompt, 0) };
+    let first = run(&engine, Request { session: Some("one".into()), ..explain(prompt(800)) }).2;
+    assert_eq!((first.reused_tokens, first.missed.unwrap().why), (0, Why::Nothing));
+    let mut other = prompt(900);
+    other[700] += 1;
+    let usage = run(&engine, explain(other.clone())).2;
+    let missed = usage.missed.unwrap();
+    assert_eq!((usage.reused_tokens, &missed.why, missed.matched, missed.of), (0, &Why::Differs, 700, Some(800)));
+    assert_eq!((missed.theirs, missed.ours), (prompt(708)[696..].to_vec(), other[696..708].to_vec()));
+    assert_eq!(missed.session.as_deref(), Some("one"));
+    assert!(missed.cost > usage.prefill / 2 && missed.cost < usage.prefill);
+    let usage = run(&engine, request(prompt(500), 0)).2;
+    assert_eq!(usage.missed.unwrap().why, Why::NotKept);
+    assert_eq!(run(&engine, request(prompt(801), 0)).2.missed, None);
+    assert_eq!(engine.counts().missed.values().sum::<u64>(), 3);
+}
+
+/// The same text in other tokens goes on from the tokens that are known.
+#[test]
+fn seams_are_joined() {
+    struct Pairs;
+    impl Seam for Pairs {
+        /// Here a token 500 + x is the text of tokens x and 1.
+        fn join(&self, prompt: &[u32], known: &[u32], from: usize) -> Option<Vec<u32>> {
+            let spell = |tokens: &[u32]| -> Vec<u32> {
+                tokens.iter().flat_map(|&t| if t >= 500 { vec![t - 500, 1] } else { vec![t] }).collect()
+            };
+            let rest = spell(&prompt[from..]);
+            let rest = rest.strip_prefix(&spell(&known[from..])[..])?;
+            Some([known, rest].concat())
+        }
+    }
+    let engine = engine(64, 4, 3000);
+    let known = [prompt(200), vec![5, 1, 6, 1]].concat();
+    run(&engine, request(known.clone(), 0));
+    let sent = [prompt(200), vec![505, 506, 7]].concat();
+    let request = Request { seam: Some(Arc::new(Pairs)), branch: Some(202), ..request(sent, 3) };
+    let (ids, _, usage) = run(&engine, request);
+    assert_eq!((usage.prompt_tokens, usage.reused_tokens), (205, 204));
+    assert_eq!(ids, run(&self::engine(64, 4, 3000), self::request([known, vec![7]].concat(), 3)).0);
 }

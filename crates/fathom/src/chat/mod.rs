@@ -3,13 +3,17 @@
 //! Prompts are rendered and answers parsed by DeepSeek's own crates; what is here ties them to a fast tokenizer.
 
 mod decoder;
+mod missed;
 mod output;
 mod prompt;
+mod seam;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
 
 pub use decoder::Decoder;
+pub use missed::explain;
 pub use output::{Output, Piece, Pieces, Spoken};
 pub use prompt::{Dialect, Effort, Message, Prompter, Role};
+pub use seam::TextSeam;
 pub use tokenizer::{Loading, Tokenizer};

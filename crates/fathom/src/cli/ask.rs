@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use deepseek_recipe::stream::{InferenceFinishReason, ParsingOptions};
-use fathom_engine::{Engine, Event, Finish, Request, Usage};
+use fathom_engine::{Engine, Event, Finish, Request, Usage, Why};
 use fathom_kernels::{Share, human};
 use serde_json::json;
 
 use super::model::Loaded;
-use crate::chat::{Decoder, Output, Piece, Tokenizer};
-use crate::ui::{Progress, commas, duration};
+use crate::chat::{Decoder, Output, Piece, Tokenizer, explain};
+use crate::ui::{Progress, commas, duration, say};
 
 /// How the tokens of an answer become text.
 pub enum Reading {
@@ -38,7 +38,7 @@ pub struct Answer {
 impl Answer {
     /// One line of numbers.
     pub fn numbers(&self) -> String {
-        let Usage { prompt_tokens, reused_tokens, generated_tokens, prefill, decode } = self.usage;
+        let Usage { prompt_tokens, reused_tokens, generated_tokens, prefill, decode, .. } = self.usage;
         let read = prompt_tokens - reused_tokens;
         let speed = |n: usize, t: std::time::Duration| n as f64 / t.as_secs_f64().max(1e-9);
         let reused = if reused_tokens > 0 { format!(" ({} reused)", commas(reused_tokens)) } else { String::new() };
@@ -53,7 +53,14 @@ impl Answer {
         )
     }
 
-    /// The same for machines.
+    /// Says why the prompt's beginning was read again, where a person would wonder.
+    pub fn say_why(&self, tokenizer: &Tokenizer) {
+        if let Some(missed) = self.usage.missed.as_ref().filter(|missed| missed.why != Why::Nothing) {
+            say!("({})", explain(missed, tokenizer));
+        }
+    }
+
+    /// All of it for machines.
     pub fn json(&self) -> serde_json::Value {
         json!({
             "answer": self.text,
@@ -66,6 +73,7 @@ impl Answer {
             },
             "prompt_tokens": self.usage.prompt_tokens,
             "reused_tokens": self.usage.reused_tokens,
+            "why_not_more": self.usage.missed.as_ref().map(|missed| missed.why.word()),
             "generated_tokens": self.usage.generated_tokens,
             "prefill_seconds": self.usage.prefill.as_secs_f64(),
             "decode_seconds": self.usage.decode.as_secs_f64(),

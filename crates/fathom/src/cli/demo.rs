@@ -86,7 +86,8 @@ fn one(
         let place = if args.no_needle { String::new() } else { format!(" at {:.0} %", text.depth * 100.0) };
         say!("text {seed}: {} tokens, {what}{place}", commas(tokens));
     }
-    let request = Request { prompt, max_tokens: Some(32), stop_tokens: vec![eos], sampling: Sampling::greedy() };
+    let (stop_tokens, sampling) = (vec![eos], Sampling::greedy());
+    let request = Request { prompt, max_tokens: Some(32), stop_tokens, sampling, ..Request::default() };
     let mut out = out();
     let question = text.prompt.rsplit_once(". ").map_or("", |(_, question)| question);
     let mut asked = false;

@@ -11,9 +11,9 @@ use fathom_model::Model;
 use fathom_weights::experts::{ExpertCache, ReaderKind, Stats, StreamOptions};
 use fathom_weights::{Checkpoint, Release};
 
-use super::store::cache_folder;
+use super::store::{bytes, cache_folder};
 use crate::chat::{Dialect, Loading, Prompter, Tokenizer};
-use crate::plan::{Plan, Wanted, plan, size};
+use crate::plan::{Plan, Wanted, plan};
 use crate::ui::say;
 
 /// The name of the embedded model.
@@ -44,7 +44,7 @@ pub struct Options {
     pub prefill_chunk: Option<u32>,
     /// Memory that the program may hold, such as 24GiB; experts that do not fit are read from the model's files as they are
     /// needed [default: what the machine or its control group has free, less a margin]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub memory: Option<u64>,
     /// How streamed experts are read: fixed, ring or pool; the best that works, from this one on
     #[arg(long, value_name = "KIND", default_value = "fixed", value_parser = reader, hide = true)]
@@ -113,7 +113,7 @@ impl Files {
 pub struct Loaded {
     /// It.
     pub model: Arc<Model<Cpu>>,
-    /// The memory it may take, for one session of `context` tokens.
+    /// The memory it may take, for one session of `context` tokens, and states of others as far as there is room.
     pub plan: Plan,
     /// The most tokens of a session.
     pub context: usize,
@@ -192,10 +192,6 @@ impl Loaded {
     /// An engine over it, which keeps its sessions in a store if there is one.
     pub fn engine(&self, queue: usize, keep: Option<Keep>) -> Engine {
         let options = EngineOptions { prefill_chunk: self.chunk, queue, context: self.context };
-        if keep.is_some() {
-            let own = Engine::keep_bytes(&*self.model);
-            self.model.device().ledger().limit(Share::State, self.plan.state + own);
-        }
         Engine::start(Arc::clone(&self.model), options, keep)
     }
 }

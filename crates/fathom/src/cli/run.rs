@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::builder::NonEmptyStringValueParser;
-use fathom_engine::{Request, Sampling};
+use fathom_engine::{Engine, Owner, Request, Sampling, Session, Sessions};
 use fathom_kernels::human;
+use fathom_store::{Store, Subject};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 
@@ -17,7 +18,7 @@ use super::Outcome;
 use super::ask::{Reading, Shown, ask};
 use super::model::{EMBEDDED, Files, Options, load};
 use super::store::StoreOptions;
-use crate::chat::{Effort, Message, Role};
+use crate::chat::{Effort, Message, Role, TextSeam};
 use crate::ui::{out, say};
 
 /// The most bytes of one file that are read: some fifty times a million tokens.
@@ -121,6 +122,9 @@ pub struct Args {
     /// One JSON object at the end instead of text
     #[arg(long)]
     json: bool,
+    /// Go on with a session of this name, or begin one; it is kept in the store, or where none is named in the user's own
+    #[arg(long, value_name = "NAME")]
+    session: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -142,13 +146,31 @@ pub fn run(args: &Args) -> Outcome {
     let sampling = args.sampling.sampling();
     sampling.check(vocab)?;
     let about = loaded.describe(&files.name, files.checkpoint.release());
-    let keep = args.store.keep(&files, &loaded.model)?;
+    let keep = match &args.session {
+        Some(_) => Some(args.store.keep(args.store.open_own()?, &files, &loaded.model)),
+        None => args.store.keep_if_named(&files, &loaded.model)?,
+    };
+    let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));
     let prompter = files.prompter()?;
+    let engine = loaded.engine(1, keep);
+    let before = args.session.as_deref().map(|name| earlier(&engine, stored, name)).transpose()?.unwrap_or_default();
     let (tokens, reading) = if args.raw {
-        (prompter.raw(&prompt)?, Reading::Raw)
+        match before.is_empty() {
+            true => (prompter.raw(&prompt)?, Reading::Raw),
+            false => ([before, prompter.tokenizer().encode(&prompt)?].concat(), Reading::Raw),
+        }
     } else {
-        let mut messages = Vec::new();
-        messages.extend(args.system.iter().map(|text| Message { role: Role::System, text: text.clone() }));
+        let mut messages = prompter.messages(&before)?;
+        if let Some(text) = &args.system {
+            let system = Message { role: Role::System, text: text.clone() };
+            match messages.first() {
+                None => messages.push(system),
+                Some(first) if *first == system => {}
+                Some(_) => {
+                    return Err("--system stands at the beginning of a session, and this one began without it".into());
+                }
+            }
+        }
         messages.push(Message { role: Role::User, text: prompt });
         let (tokens, mut parsing) = prompter.chat(&messages, args.think.into())?;
         parsing.stop_sequences.clone_from(&args.stop);
@@ -158,9 +180,17 @@ pub fn run(args: &Args) -> Outcome {
     if loaded.plan.experts.is_some() {
         say!("memory: {}", loaded.plan);
     }
-    let engine = loaded.engine(1, keep);
-    let request =
-        Request { prompt: tokens, max_tokens: args.max_tokens.map(usize::from), stop_tokens: vec![eos], sampling };
+    let request = Request {
+        branch: prompter.branch(&tokens),
+        prompt: tokens,
+        max_tokens: args.max_tokens.map(usize::from),
+        stop_tokens: vec![eos],
+        sampling,
+        session: args.session.as_deref().map(Into::into),
+        seam: Some(Arc::new(TextSeam(Arc::clone(prompter.tokenizer())))),
+        explain: true,
+        ..Request::default()
+    };
     let mut out = out();
     let mut thinking = false;
     let cancel = Arc::new(AtomicBool::new(false));
@@ -181,7 +211,24 @@ pub fn run(args: &Args) -> Outcome {
     if let Some(line) = loaded.experts_line() {
         say!("{line}");
     }
+    answer.say_why(prompter.tokenizer());
+    // What is still to be written is, before the program ends.
+    engine.drain();
     Ok(())
+}
+
+/// The tokens of a session that is to go on, none if it is new.
+pub fn earlier(
+    engine: &Engine,
+    stored: Option<(Store, Subject)>,
+    name: &str,
+) -> Result<Vec<u32>, fathom_engine::Error> {
+    Session::check_name(name)?;
+    match Sessions::new(engine.clone(), stored).tokens(&Owner::default(), name) {
+        Ok(tokens) => Ok(tokens.to_vec()),
+        Err(fathom_engine::Error::NoSession { .. }) => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
 }
 
 /// The model's folder, if one is named, and the words of the prompt. Of two words or more the first is the model; a word

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use fathom_engine::{Resumed, prefill, resume, save};
+use fathom_engine::{Owner, Resumed, prefill, resume, save};
 use fathom_kernels::{Cpu, Device};
 use fathom_model::{LogitsWanted, Model, Segment, State};
 use fathom_store::{Namespace, NewSnapshot, Subject};
@@ -70,7 +70,7 @@ pub fn score(args: &Args) -> Outcome {
     if let Some(at) = args.save_at.filter(|at| !(1..=total).contains(at)) {
         return Err(format!("--save-at is {at}; prompt and tokens are {total}, so it must be 1 to {total}").into());
     }
-    let namespace = args.store.open()?;
+    let namespace = args.store.open()?.map(|store| store.namespace(&Owner::default().0)).transpose()?;
     let loaded = load(&files, &args.options, Some(total))?;
     if loaded.plan.experts.is_some() {
         say!("{}", loaded.describe(&files.name, files.checkpoint.release()));

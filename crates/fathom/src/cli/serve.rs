@@ -1,4 +1,4 @@
-//! `fathom serve`: the OpenAI chat API over HTTP.
+//! `fathom serve`: the OpenAI chat API and sessions over HTTP.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -9,20 +9,25 @@ use clap::builder::NonEmptyStringValueParser;
 use super::Outcome;
 use super::model::{Files, Options, load};
 use super::store::StoreOptions;
-use crate::server::{Limits, Service, serve as listen};
+use crate::server::{Keys, Limits, Service, serve as listen};
 use crate::ui::say;
+use fathom_engine::Sessions;
 
 /// Flags of `fathom serve`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A folder with an official checkpoint [default: the embedded model]
     model: Option<PathBuf>,
-    /// The address to listen on; anything but loopback lets others in, and there are no keys yet
+    /// The address to listen on; anything but loopback lets others in, and takes --keys
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
     /// The port; 0 takes a free one
     #[arg(long, default_value_t = 8080)]
     port: u16,
+    /// A file of lines NAMESPACE KEY: who may ask. Sessions and reuse stay inside a namespace. A key may be given by its hash,
+    /// as blake3: and 64 hex digits
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
     /// The model's name in the API [default: the folder's name]
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     served_model_name: Option<String>,
@@ -43,17 +48,24 @@ pub struct Args {
 
 /// Serves until Ctrl-C.
 pub fn serve(args: &Args) -> Outcome {
+    let keys = args.keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
+    if !args.host.is_loopback() && !keys.are_asked_for() {
+        return Err(format!("--host {} lets others in: say who may ask with --keys FILE", args.host).into());
+    }
     let files = Files::open(args.model.as_deref())?;
     let loaded = load(&files, &args.options, args.context.map(usize::from))?;
     let eos = files.checkpoint.config().eos_token_id;
     let name = args.served_model_name.clone().unwrap_or_else(|| files.name.clone());
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     say!("memory: {}", loaded.plan);
-    let keep = args.store.keep(&files, &loaded.model)?;
+    let keep = args.store.keep_if_named(&files, &loaded.model)?;
+    let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));
     let prompter = files.prompter()?;
     let engine = loaded.engine(usize::from(args.requests), keep);
     let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
+    let sessions = Sessions::new(engine.clone(), stored);
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
+    let service = service.with_keys(keys).with_sessions(sessions);
     listen(service, SocketAddr::new(args.host, args.port), |address| {
         say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;

@@ -7,7 +7,7 @@ use fathom_kernels::human;
 use serde_json::json;
 
 use super::Outcome;
-use crate::plan::size;
+use super::store::bytes;
 use crate::simulate::{About, Keep, Machine, Synthetic, Trace, replay};
 use crate::ui::out;
 
@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0.75)]
     guess: f64,
     /// Memory for experts [default: what the recorded run had; for a model a table of machines]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
     experts: Option<u64>,
     /// What is forgotten first
     #[arg(long, value_enum, default_value_t = Keep::Scores)]

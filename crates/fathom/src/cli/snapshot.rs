@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
+use fathom_engine::{Owner, Session};
 use fathom_kernels::human;
-use fathom_store::{Id, Namespace, Snapshot};
+use fathom_store::{Id, Namespace, Snapshot, Store};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -22,6 +23,9 @@ pub struct Args {
     /// One JSON object for each snapshot
     #[arg(long, global = true)]
     json: bool,
+    /// Whose snapshots [default: those of run and chat, and of a server without keys]
+    #[arg(long, global = true)]
+    namespace: Option<String>,
     #[command(flatten)]
     store: StoreOptions,
 }
@@ -56,40 +60,105 @@ enum Action {
     Import {
         /// The file
         file: PathBuf,
+        /// As the session of this name, which must not be there; without it, it has no name
+        #[arg(long, value_name = "NAME")]
+        session: Option<String>,
     },
     /// Remove it, and erase what no other snapshot uses
     Rm {
         /// Their identities
-        #[arg(required = true)]
+        #[arg(required_unless_present = "session")]
         ids: Vec<Id>,
+        /// All of the session of this name
+        #[arg(long, value_name = "NAME", conflicts_with = "ids")]
+        session: Option<String>,
     },
+    /// What the store holds, all namespaces together
+    Usage,
+    /// Read everything, and say what is damaged
+    Verify,
 }
 
 /// Does what was asked with a store.
 pub fn snapshot(args: &Args) -> Outcome {
-    let Some(namespace) = args.store.open()? else {
-        return Err("--store DIR says where the snapshots are".into());
-    };
+    let store = args.store.open_own()?;
+    let owner = args.namespace.clone().map_or_else(Owner::default, |name| Owner(name.into()));
+    let namespace = store.namespace(&owner.0)?;
     match &args.action {
         Action::Ls => list(&namespace, args.json)?,
         Action::Show { id } => show(&namespace.show(id)?, args.json)?,
         Action::Pin { id } => namespace.pin(id, true)?,
         Action::Unpin { id } => namespace.pin(id, false)?,
         Action::Export { id, file } => export(&namespace, id, file)?,
-        Action::Import { file } => {
+        Action::Import { file, session } => {
+            if let Some(name) = session {
+                Session::check_name(name)?;
+                if namespace.list()?.iter().any(|snapshot| snapshot.name.as_ref() == Some(name)) {
+                    return Err(format!("there is a session {name:?} already; take another name").into());
+                }
+            }
             let failed = |e| format!("cannot read {}: {e}", file.display());
-            let saved = namespace.import(&mut BufReader::new(File::open(file).map_err(failed)?))?;
+            let mut from = BufReader::new(File::open(file).map_err(failed)?);
+            let saved = namespace.import_named(&mut from, |_| session.clone())?;
             writeln!(out(), "{}", saved.id)?;
         }
-        Action::Rm { ids } => {
+        Action::Rm { ids, session: None } => {
             for id in ids {
                 namespace.show(id)?;
                 namespace.remove(id)?;
             }
-            namespace.store().collect()?;
+            store.collect()?;
         }
+        Action::Rm { session: Some(name), .. } => {
+            let all = namespace.list()?;
+            let named: Vec<_> = all
+                .iter()
+                .filter(|snapshot| snapshot.name.as_deref().is_some_and(|its| Session::of_stored(its).0 == name))
+                .collect();
+            if named.is_empty() {
+                return Err(format!("there is no session {name:?}; `fathom snapshot ls` lists them").into());
+            }
+            named.iter().try_for_each(|snapshot| namespace.remove(&snapshot.id))?;
+            store.collect()?;
+        }
+        Action::Usage => usage(&store, args.json)?,
+        Action::Verify => verify(&store)?,
     }
     Ok(())
+}
+
+fn usage(store: &Store, as_json: bool) -> Outcome {
+    let usage = store.usage()?;
+    if as_json {
+        let json = json!({
+            "bytes": usage.bytes,
+            "quota": usage.quota,
+            "objects": usage.objects,
+            "snapshots": usage.snapshots,
+            "pinned": usage.pinned,
+            "written_today": usage.written_today,
+            "write_budget": usage.write_budget,
+        });
+        writeln!(out(), "{json}")?;
+        return Ok(());
+    }
+    let (snapshots, pinned) = (commas(usage.snapshots), commas(usage.pinned));
+    writeln!(out(), "held           {} of {}", human(usage.bytes), human(usage.quota))?;
+    writeln!(out(), "snapshots      {snapshots} ({pinned} pinned), of {} objects", commas(usage.objects))?;
+    let budget = usage.write_budget.map_or_else(String::new, |budget| format!(" of {}", human(budget)));
+    writeln!(out(), "written today  {}{budget} (since midnight UTC)", human(usage.written_today))?;
+    Ok(())
+}
+
+fn verify(store: &Store) -> Outcome {
+    let flaws = store.verify()?;
+    for flaw in &flaws {
+        writeln!(out(), "{flaw}")?;
+    }
+    match flaws.len() {
+        0 => Ok(writeln!(out(), "everything is as it was written")?),
+        n => Err(format!("{n} flaws; what is damaged is not used, and is made again when it is needed").into()),
+    }
 }
 
 fn list(namespace: &Namespace, as_json: bool) -> Outcome {
@@ -152,7 +221,12 @@ fn described(s: &Snapshot) -> Value {
 /// To a file that is there only if it is whole.
 fn export(namespace: &Namespace, id: &Id, file: &PathBuf) -> Outcome {
     let failed = |e: std::io::Error| format!("cannot write {}: {e}", file.display());
-    let mut to = BufWriter::new(File::create_new(file).map_err(failed)?);
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    // What it says is its owner's, as in the store.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut to = BufWriter::new(options.open(file).map_err(failed)?);
     let written = namespace.export(id, &mut to).map_err(|e| e.to_string());
     let written = written.and_then(|_| {
         to.flush().map_err(failed)?;

@@ -2,6 +2,7 @@
 
 mod machine;
 
+use fathom_engine::Engine;
 use fathom_kernels::{Cpu, human};
 use fathom_model::{scratch_bytes, state_bytes};
 use fathom_weights::Checkpoint;
@@ -53,7 +54,7 @@ pub struct Plan {
     pub experts: Option<u64>,
     /// All experts' bytes.
     pub all_experts: u64,
-    /// The session's state at the context's end.
+    /// A session's state at the context's end, and what an engine keeps beside it for others to go on from.
     pub state: u64,
     /// One pass over the layers.
     pub scratch: u64,
@@ -112,7 +113,7 @@ pub fn plan(device: &Cpu, checkpoint: &Checkpoint, wanted: Wanted) -> Result<Pla
     let config = checkpoint.config();
     let budget = wanted.budget.or_else(free_memory).unwrap_or(u64::MAX);
     let scratch = |streamed, chunk| scratch_bytes(device, config, streamed, chunk);
-    let state = state_bytes(config, wanted.context);
+    let state = state_bytes(config, wanted.context) + Engine::SPARE_STATES * state_bytes(config, 1);
     // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads; a token
     // of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
     let program = PROGRAM
@@ -163,54 +164,11 @@ pub fn plan(device: &Cpu, checkpoint: &Checkpoint, wanted: Wanted) -> Result<Pla
     Ok(streamed)
 }
 
-/// A size for people as bytes: `24GiB`, `1.5G`, `800 MB`, `1073741824`.
-///
-/// # Errors
-/// What is wrong, for people.
-pub fn size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let wrong = || format!("'{text}' is no size; it must be like 24GiB, 512MiB or 16GB");
-    let unit: f64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1024f64.powi(2),
-        "g" | "gib" => 1024f64.powi(3),
-        "t" | "tib" => 1024f64.powi(4),
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "tb" => 1e12,
-        _ => return Err(wrong()),
-    };
-    let bytes = number.parse::<f64>().map_err(|_| wrong())? * unit;
-    // More than any machine has is a slip.
-    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use fathom_kernels::CpuOptions;
     use fathom_weights::synth::Synth;
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("24GiB", 24 << 30),
-            ("24g", 24 << 30),
-            ("1.5 GiB", 3 << 29),
-            ("16GB", 16_000_000_000),
-            ("512MiB", 512 << 20),
-            ("4096", 4096),
-        ] {
-            assert_eq!(size(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "GiB", "-1G", "1.2.3G", "24 apples", "1e9", "0", "99999999TiB"] {
-            assert!(size(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn budgets_are_kept_or_refused_with_the_least_that_would_do() {

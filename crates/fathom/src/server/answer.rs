@@ -1,12 +1,15 @@
 //! One answer under way: the engine's events to the API's chunks.
 
+use std::sync::Arc;
+
 use deepseek_recipe::openai::chat_completion::response::{ChatCompletionChunk, ChatCompletionChunkGenerator};
 use deepseek_recipe::stream::{InferenceFinishReason, InferenceTokenLogprob};
+use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::ApiError;
-use crate::chat::Output;
+use crate::chat::{Output, Tokenizer, explain};
 use fathom_engine::{Event, Finish, Logprob};
 
 /// What OpenAI writes for a log probability of nothing at all; JSON has no infinity.
@@ -25,9 +28,10 @@ pub(super) struct Step {
 pub(super) struct Answer {
     events: UnboundedReceiver<Event>,
     output: Output<ChatCompletionChunkGenerator>,
-    prompt_tokens: usize,
     begun: bool,
     stop_tokens: Vec<u32>,
+    explained_with: Option<Arc<Tokenizer>>,
+    prefix: Option<Value>,
     /// Its place in the queue, given back in the end.
     _slot: OwnedSemaphorePermit,
 }
@@ -36,11 +40,16 @@ impl Answer {
     pub(super) fn new(
         events: UnboundedReceiver<Event>,
         output: Output<ChatCompletionChunkGenerator>,
-        prompt_tokens: usize,
         stop_tokens: Vec<u32>,
+        explained_with: Option<Arc<Tokenizer>>,
         slot: OwnedSemaphorePermit,
     ) -> Answer {
-        Answer { events, output, prompt_tokens, begun: false, stop_tokens, _slot: slot }
+        Answer { events, output, begun: false, stop_tokens, explained_with, prefix: None, _slot: slot }
+    }
+
+    /// What was reused of the prompt and why not more, once that is known, if it was asked for.
+    pub(super) fn prefix(&self) -> Option<&Value> {
+        self.prefix.as_ref()
     }
 
     /// The next step; `None` after the last.
@@ -59,17 +68,25 @@ impl Answer {
         match event {
             Event::Queued { ahead } => step.progress = Some(format!("queued, {ahead} ahead")),
             Event::Prefill { done, total, reused } => {
-                self.begin(reused, &mut step)?;
+                self.begin(total, reused, &mut step)?;
                 step.progress = Some(format!("prefill {done}/{total}"));
             }
             Event::Token { id, .. } if self.stop_tokens.contains(&id) => {}
             Event::Token { id, logprob, top } => {
-                self.begin(0, &mut step)?;
+                self.begin(0, 0, &mut step)?;
                 let logprob = logprob.map(|logprob| token_logprob(logprob, &top));
                 step.chunks.extend(self.output.push(id, logprob).map_err(failed)?);
             }
             Event::Done { reason, usage } => {
-                self.begin(usage.reused_tokens, &mut step)?;
+                self.begin(usage.prompt_tokens, usage.reused_tokens, &mut step)?;
+                self.prefix = self.explained_with.as_ref().map(|tokenizer| {
+                    let missed = usage.missed.as_ref();
+                    json!({
+                        "reused_tokens": usage.reused_tokens,
+                        "reason": missed.map(|missed| missed.why.word()),
+                        "message": missed.map(|missed| explain(missed, tokenizer)),
+                    })
+                });
                 let reason = match reason {
                     Finish::Stop => InferenceFinishReason::Stop,
                     Finish::Length | Finish::ContextFull | Finish::Cancelled => InferenceFinishReason::Length,
@@ -82,10 +99,10 @@ impl Answer {
     }
 
     /// Gives the first chunk, which has the role, as soon as it is known how much of the prompt was there already.
-    fn begin(&mut self, reused: usize, step: &mut Step) -> Result<(), ApiError> {
+    fn begin(&mut self, tokens: usize, reused: usize, step: &mut Step) -> Result<(), ApiError> {
         if !self.begun {
             self.begun = true;
-            step.chunks.extend(self.output.begin(self.prompt_tokens, reused).map_err(failed)?);
+            step.chunks.extend(self.output.begin(tokens, reused).map_err(failed)?);
         }
         Ok(())
     }

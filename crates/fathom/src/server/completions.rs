@@ -23,22 +23,21 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::answer::Answer;
 use super::request::{ChatRequest, parse_chat};
 use super::{ApiError, Generate, Service};
-use crate::chat::Output;
-use fathom_engine::Request;
+use crate::chat::{Output, TextSeam};
+use fathom_engine::{Owner, Request};
 
 /// A body that has not come after this long is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Clients give up on a stream that is silent for a minute or so.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Answers a conversation.
 pub(super) async fn completions<G: Generate>(
     State(service): State<Arc<Service<G>>>,
     request: HttpRequest<Body>,
 ) -> Result<Response, ApiError> {
-    let body = tokio::time::timeout(PATIENCE, read(request.into_body(), service.limits.body))
-        .await
-        .map_err(|_| ApiError::other(StatusCode::REQUEST_TIMEOUT, "timeout", "The body took too long to arrive."))??;
+    let owner = service.keys.owner(request.headers())?;
+    let body = read_in_time(request.into_body(), service.limits.body).await?;
     // Not before: who sends half a request takes nobody's place.
     let slot = service.take_slot()?;
     let work = service.work();
@@ -47,7 +46,14 @@ pub(super) async fn completions<G: Generate>(
     let (request, prompt) = tokio::task::spawn_blocking(move || encode(&encoder, &body))
         .await
         .map_err(|_| ApiError::internal("Reading the request failed."))??;
-    start(&service, request, prompt, slot, work)?.respond().await
+    start(&service, owner, request, prompt, slot, work)?.respond().await
+}
+
+/// The body's bytes, if they come in time.
+pub(super) async fn read_in_time(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    tokio::time::timeout(PATIENCE, read(body, limit))
+        .await
+        .map_err(|_| ApiError::other(StatusCode::REQUEST_TIMEOUT, "timeout", "The body took too long to arrive."))?
 }
 
 /// The body's bytes, at most `limit` of them.
@@ -102,22 +108,33 @@ fn encode<G: Generate>(service: &Service<G>, body: &[u8]) -> Result<(ChatRequest
 /// Hands the request to the engine.
 fn start<G: Generate>(
     service: &Service<G>,
+    owner: Owner,
     request: ChatRequest,
     prompt: Vec<u32>,
     slot: OwnedSemaphorePermit,
     work: Arc<()>,
 ) -> Result<Started, ApiError> {
-    let ChatRequest { mut converted, sampling } = request;
+    let ChatRequest { mut converted, sampling, explain } = request;
     let id = response_id();
-    let prompt_tokens = prompt.len();
+    let tokenizer = service.prompter.tokenizer();
     // The answer is accumulated from chunks, which then all have to carry what it needs.
     let generator = ChatCompletionRequest::chunk_generator(&converted, id.clone(), service.served.model.clone());
     let parsing = std::mem::take(&mut converted.parsing_options);
-    let output = Output::with_generator(Arc::clone(service.prompter.tokenizer()), parsing, generator);
+    let output = Output::with_generator(Arc::clone(tokenizer), parsing, generator);
 
     let max_tokens = converted.inference_options.max_tokens.map(|tokens| tokens as usize);
     let stop_tokens = vec![service.eos];
-    let engine_request = Request { prompt, max_tokens, stop_tokens: stop_tokens.clone(), sampling };
+    let engine_request = Request {
+        branch: service.prompter.branch(&prompt),
+        prompt,
+        max_tokens,
+        stop_tokens: stop_tokens.clone(),
+        sampling,
+        owner,
+        session: None,
+        seam: Some(Arc::new(TextSeam(Arc::clone(tokenizer)))),
+        explain,
+    };
     let (send, events) = mpsc::unbounded_channel();
     // The engine's thread does nothing but pass events on; nobody there to hear them ends the generation.
     let sink = move |event| {
@@ -128,7 +145,8 @@ fn start<G: Generate>(
         }
     };
     service.engine.submit(engine_request, Box::new(sink)).map_err(|error| ApiError::from_engine(&error))?;
-    let answer = Answer::new(events, output, prompt_tokens, stop_tokens, slot);
+    let explained_with = explain.then(|| Arc::clone(tokenizer));
+    let answer = Answer::new(events, output, stop_tokens, explained_with, slot);
     Ok(Started { answer, converted, id, model: service.served.model.clone() })
 }
 
@@ -153,7 +171,14 @@ impl Started {
                 response.accumulate(chunk);
             }
         }
-        Ok(Json(response).into_response())
+        let prefix = self.answer.prefix();
+        match (serde_json::to_value(&response), prefix) {
+            (Ok(mut response), Some(prefix)) => {
+                response["prefix"] = prefix.clone();
+                Ok(Json(response).into_response())
+            }
+            _ => Ok(Json(response).into_response()),
+        }
     }
 }
 
@@ -186,6 +211,9 @@ fn events(answer: Answer, include_usage: bool) -> impl Stream<Item = Result<Sent
                     sending.done = true;
                 }
                 None => {
+                    let prefix =
+                        sending.answer.prefix().map(|prefix| Sent::default().event("prefix").data(prefix.to_string()));
+                    sending.ready.extend(prefix);
                     sending.ready.push_back(Sent::default().data("[DONE]"));
                     sending.done = true;
                 }

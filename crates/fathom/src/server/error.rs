@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::ui::say;
 use fathom_engine::Error as EngineError;
 
 /// An error as a response: a status, and `{"error": {"message", "type", "param", "code"}}`.
@@ -108,6 +109,20 @@ impl ApiError {
             EngineError::PromptTooLong { .. } => ApiError::too_long(message),
             EngineError::QueueFull { .. } => unavailable("queue_full"),
             EngineError::ShuttingDown => unavailable("shutting_down"),
+            EngineError::Memory { .. } => ApiError::bad(Some("max_tokens"), message),
+            EngineError::NoSession { .. } => ApiError::other(StatusCode::NOT_FOUND, "no_such_session", message),
+            EngineError::SessionExists { .. } => ApiError::other(StatusCode::CONFLICT, "session_exists", message),
+            EngineError::SessionBusy { .. } => ApiError::other(StatusCode::CONFLICT, "session_busy", message),
+            EngineError::SessionName { .. } => ApiError::bad(Some("name"), message),
+            EngineError::Position { .. } => ApiError::bad(Some("position"), message),
+            EngineError::NoStore => ApiError::other(StatusCode::CONFLICT, "no_store", message),
+            EngineError::NoSnapshot { .. } => ApiError::other(StatusCode::NOT_FOUND, "no_such_snapshot", message),
+            EngineError::Store(_) => {
+                // With the names of files, which are the operator's.
+                say!("the store: {message}");
+                let message = "The store could not do this; the server's log says why.";
+                ApiError::other(StatusCode::INSUFFICIENT_STORAGE, "store_failed", message)
+            }
             EngineError::Model(_) => ApiError::internal(message),
         }
     }
@@ -116,6 +131,12 @@ impl ApiError {
     pub fn body(&self) -> Value {
         let kind = if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
         json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> ApiError {
+        ApiError::from_engine(&error)
     }
 }
 

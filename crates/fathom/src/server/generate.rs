@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use fathom_engine::{Engine, Error, Event, Request};
+use fathom_engine::{Counts, Engine, Error, Event, Request};
 
 /// Where an engine's events go. It is called on the engine's thread, and ends the generation by answering `Break`.
 pub type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
@@ -15,6 +15,11 @@ pub trait Generate: Send + Sync + 'static {
     /// What is wrong with the request, or that the queue is full.
     fn submit(&self, request: Request, sink: Sink) -> Result<(), Error>;
 
+    /// What it has done.
+    fn counts(&self) -> Counts {
+        Counts::default()
+    }
+
     /// The size of the vocabulary: token ids are below it.
     fn vocab_size(&self) -> usize;
 
@@ -25,6 +30,10 @@ pub trait Generate: Send + Sync + 'static {
 impl Generate for Engine {
     fn submit(&self, request: Request, sink: Sink) -> Result<(), Error> {
         Engine::submit(self, request, sink)
+    }
+
+    fn counts(&self) -> Counts {
+        Engine::counts(self)
     }
 
     fn vocab_size(&self) -> usize {

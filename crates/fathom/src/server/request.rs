@@ -37,6 +37,8 @@ pub struct ChatRequest {
     pub converted: ConversationRequest,
     /// How to choose tokens.
     pub sampling: Sampling,
+    /// Whether the reply is to say why no more of the prompt was there already: fathom's own field `explain`.
+    pub explain: bool,
 }
 
 /// The parameters DeepSeek's conversion does not know, or overrides where the hosted API would.
@@ -49,6 +51,8 @@ struct Sampled {
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<String, f32>>,
+    #[serde(default)]
+    explain: bool,
 }
 
 /// Reads the body of a request to `/v1/chat/completions`. Fields nobody knows are ignored.
@@ -96,7 +100,7 @@ fn understand(body: &Value, served: &Served) -> Result<ChatRequest, ApiError> {
         return Err(ApiError::bad(Some("tool_choice"), message));
     }
     let sampling = sampling(&sampled, &converted, served)?;
-    Ok(ChatRequest { converted, sampling })
+    Ok(ChatRequest { converted, sampling, explain: sampled.explain })
 }
 
 /// Puts newer spellings of OpenAI's into the older ones that DeepSeek's conversion reads. Returns whether `max_tokens` was
@@ -164,7 +168,7 @@ fn only_text(body: &Value) -> Result<(), ApiError> {
 }
 
 /// A value as a `T`, or the path to what does not fit.
-fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
+pub(super) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let cause = error.into_inner().to_string();

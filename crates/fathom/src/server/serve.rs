@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use fathom_engine::{Counts, Sessions};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::completions::{completions, now};
-use super::{ApiError, Generate, Served};
+use super::sessions;
+use super::{ApiError, Generate, Keys, Served};
 use crate::Error;
 use crate::chat::Prompter;
 
@@ -46,6 +48,8 @@ pub struct Service<G> {
     pub(super) served: Served,
     pub(super) eos: u32,
     pub(super) limits: Limits,
+    pub(super) keys: Keys,
+    pub(super) sessions: Option<Sessions>,
     slots: Arc<Semaphore>,
     /// Held by every request that is encoded, waits for the engine or runs.
     work: Arc<()>,
@@ -65,7 +69,18 @@ impl<G: Generate> Service<G> {
             tools: prompter.tokenizer().can_call_tools(),
         };
         let slots = Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)));
-        Service { engine, prompter, served, eos, limits, slots, work: Arc::new(()), started: now() }
+        let (keys, sessions, work, started) = (Keys::default(), None, Arc::new(()), now());
+        Service { engine, prompter, served, eos, limits, keys, sessions, slots, work, started }
+    }
+
+    /// Asks for API keys, if there are any.
+    pub fn with_keys(self, keys: Keys) -> Service<G> {
+        Service { keys, ..self }
+    }
+
+    /// Serves sessions too.
+    pub fn with_sessions(self, sessions: Sessions) -> Service<G> {
+        Service { sessions: Some(sessions), ..self }
     }
 
     pub(super) fn take_slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
@@ -90,6 +105,8 @@ pub fn router<G: Generate>(service: Arc<Service<G>>) -> Router {
         .route("/v1/models", get(models::<G>))
         .route("/v1/models/{model}", get(model::<G>))
         .route("/health", get(health::<G>))
+        .route("/metrics", get(metrics::<G>))
+        .merge(sessions::routes())
         .fallback(|| async { ApiError::other(StatusCode::NOT_FOUND, "not_found", "There is nothing at this address.") })
         .method_not_allowed_fallback(|| async {
             let message = "This address does not take this method.";
@@ -98,14 +115,20 @@ pub fn router<G: Generate>(service: Arc<Service<G>>) -> Router {
         .with_state(service)
 }
 
-async fn models<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [service.card()]}))
+async fn models<G: Generate>(
+    State(service): State<Arc<Service<G>>>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    service.keys.owner(&headers)?;
+    Ok(Json(json!({"object": "list", "data": [service.card()]})))
 }
 
 async fn model<G: Generate>(
     State(service): State<Arc<Service<G>>>,
+    headers: HeaderMap,
     model: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    service.keys.owner(&headers)?;
     let Path(model) = model.map_err(|error| ApiError::bad(Some("model"), format!("{}.", error.body_text())))?;
     if model != service.served.model {
         return Err(ApiError::no_such_model(&model, &service.served.model));
@@ -124,6 +147,28 @@ async fn health<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Val
     }))
 }
 
+/// Counts, in the text format of Prometheus. No text of anybody's, and no names.
+async fn metrics<G: Generate>(State(service): State<Arc<Service<G>>>) -> String {
+    let Counts { requests, prompt_tokens, reused_tokens, generated_tokens, missed } = service.engine.counts();
+    let mut text = String::new();
+    for (name, about, n) in [
+        ("requests", "Requests that came to their end.", requests),
+        ("prompt_tokens", "Tokens of their prompts.", prompt_tokens),
+        ("reused_tokens", "Of those, the ones that were not read again.", reused_tokens),
+        ("generated_tokens", "Tokens generated.", generated_tokens),
+    ] {
+        text += &format!(
+            "# HELP fathom_{name}_total {about}\n# TYPE fathom_{name}_total counter\nfathom_{name}_total {n}\n"
+        );
+    }
+    text += "# HELP fathom_prefix_missed_total Requests that might have reused more, by the reason why they did not.\n";
+    text += "# TYPE fathom_prefix_missed_total counter\n";
+    for (reason, n) in missed {
+        text += &format!("fathom_prefix_missed_total{{reason=\"{reason}\"}} {n}\n");
+    }
+    text
+}
+
 /// Listens on `address` and serves until Ctrl-C or SIGTERM; then takes no more connections, finishes what it has, and
 /// returns. A second signal ends the process at once. `ready` is told the address, with the port that was got for 0.
 ///
@@ -137,7 +182,7 @@ pub fn serve<G: Generate>(
     // The model needs the cores; passing tokens on needs little.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(4)
+        .max_blocking_threads(64)
         .enable_all()
         .build()
         .map_err(Error::Serve)?;

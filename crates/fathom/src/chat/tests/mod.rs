@@ -2,6 +2,7 @@
 
 mod output;
 mod prompt;
+mod sessions;
 mod tokenizer;
 
 use std::sync::{Arc, LazyLock};

@@ -5,6 +5,7 @@ mod clients;
 mod errors;
 mod lifetime;
 mod replies;
+mod sessions;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};

@@ -1,0 +1,467 @@
+//! Sessions by name: timelines of tokens that grow, fork, go back and outlive the program.
+//!
+//! A session is its tokens. The state after them is a function of them, which the engine finds again in memory, in the store,
+//! or by reading them, so that a fork is a copy of a list, and going back is a shorter one.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fathom_store::{Id, Namespace, NewSnapshot, Saved, Snapshot, Store, Subject};
+
+use crate::engine::Past;
+use crate::{Engine, Error, Event, Finish, Owner, Request, names};
+
+mod turn;
+
+use turn::Turn;
+
+/// What is known of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// Its name, one of its owner's.
+    pub name: String,
+    /// How many tokens it has.
+    pub position: usize,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// When it was last used.
+    pub used: u64,
+    /// The session that it was forked from, and the position where.
+    pub parent: Option<(String, usize)>,
+    /// Whether a request is at work on it.
+    pub busy: bool,
+    /// Positions of its snapshots, ascending.
+    pub snapshots: Vec<usize>,
+    /// Whether one of them is pinned.
+    pub pinned: bool,
+}
+
+/// A session in memory.
+#[derive(Clone)]
+struct Entry {
+    tokens: Arc<Vec<u32>>,
+    created: u64,
+    used: u64,
+    parent: Option<(String, usize)>,
+    busy: bool,
+}
+
+type Key = (Owner, String);
+
+struct Inner {
+    engine: Engine,
+    keep: Option<(Store, Subject)>,
+    table: Mutex<HashMap<Key, Entry>>,
+}
+
+/// The sessions of an engine. Cheap to clone; all clones are the same. Calls may read the store, and block.
+#[derive(Clone)]
+pub struct Sessions(Arc<Inner>);
+
+impl Sessions {
+    /// Those of an engine, which keeps them in a store under a subject, or only while it runs.
+    pub fn new(engine: Engine, keep: Option<(Store, Subject)>) -> Sessions {
+        Sessions(Arc::new(Inner { engine, keep, table: Mutex::default() }))
+    }
+
+    /// A new session without tokens.
+    ///
+    /// # Errors
+    /// [`Error::SessionName`], [`Error::SessionExists`].
+    pub fn create(&self, owner: &Owner, name: Option<&str>) -> Result<Session, Error> {
+        self.insert(owner, name, Arc::default(), None)
+    }
+
+    /// All of an owner's, those last used first.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn list(&self, owner: &Owner) -> Result<Vec<Session>, Error> {
+        let mut stored = self.stored(owner)?;
+        let live: Vec<(Key, Entry)> = self
+            .table()
+            .iter()
+            .filter(|(key, _)| key.0 == *owner)
+            .map(|(key, entry)| (key.clone(), entry.clone()))
+            .collect();
+        let mut all: Vec<Session> = live
+            .into_iter()
+            .map(|((_, name), entry)| {
+                let snapshots = stored.remove(&name).unwrap_or_default();
+                describe(name, &entry, &snapshots)
+            })
+            .collect();
+        all.extend(stored.into_iter().filter_map(|(name, snapshots)| {
+            let head = head(&snapshots)?;
+            let entry = Entry { created: head.created, used: head.used, ..Entry::new(Arc::default(), None) };
+            Some(Session { position: head.position, ..describe(name, &entry, &snapshots) })
+        }));
+        all.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.name.cmp(&b.name)));
+        Ok(all)
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// [`Error::NoSession`], [`Error::Store`].
+    pub fn get(&self, owner: &Owner, name: &str) -> Result<Session, Error> {
+        let entry = self.entry(owner, name)?;
+        let snapshots = self.stored(owner)?.remove(name).unwrap_or_default();
+        Ok(describe(name.to_owned(), &entry, &snapshots))
+    }
+
+    /// Its tokens.
+    ///
+    /// # Errors
+    /// [`Error::NoSession`], [`Error::Store`].
+    pub fn tokens(&self, owner: &Owner, name: &str) -> Result<Arc<Vec<u32>>, Error> {
+        Ok(self.entry(owner, name)?.tokens)
+    }
+
+    /// Reads tokens at the session's end and generates: `more` is told the tokens so far, while nobody else works on them, and
+    /// says what is to be read and how to go on; the request's prompt, owner and session are not looked at. What was generated
+    /// belongs to the session, however the request ends; what was to be read does not if it was not read to its end. `sink` is as for [`Engine::submit`].
+    ///
+    /// # Errors
+    /// [`Error::NoSession`], [`Error::SessionBusy`], and what [`Engine::submit`] says.
+    pub fn go_on<E: From<Error>>(
+        &self,
+        owner: &Owner,
+        name: &str,
+        more: impl FnOnce(&[u32]) -> Result<(Vec<u32>, Request), E>,
+        sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<(), E> {
+        let turn = self.turn(owner, name)?;
+        let (more, request) = more(&turn.before)?;
+        let prompt = [&turn.before[..], &more].concat();
+        let request = Request { prompt: prompt.clone(), owner: owner.clone(), session: Some(name.into()), ..request };
+        Ok(self.0.engine.submit(request, turn.follow(prompt, sink))?)
+    }
+
+    /// Another session with the first `position` tokens of this one, or all, under a name of its own.
+    ///
+    /// # Errors
+    /// [`Error::NoSession`], [`Error::Position`], [`Error::SessionExists`], [`Error::SessionName`].
+    pub fn fork(&self, owner: &Owner, name: &str, position: Option<usize>, to: Option<&str>) -> Result<Session, Error> {
+        let tokens = self.entry(owner, name)?.tokens;
+        let position = position.unwrap_or(tokens.len());
+        let tokens = match position {
+            p if p == tokens.len() => tokens,
+            p => Arc::new(tokens.get(..p).ok_or(Error::Position { position, tokens: tokens.len() })?.to_vec()),
+        };
+        self.branch(owner, to, tokens, Some((name.to_owned(), position)))
+    }
+
+    /// A session that has tokens. If its state is stored it is so under the new name too, and outlives the program.
+    fn branch(
+        &self,
+        owner: &Owner,
+        name: Option<&str>,
+        tokens: Arc<Vec<u32>>,
+        parent: Option<(String, usize)>,
+    ) -> Result<Session, Error> {
+        let mut session = self.insert(owner, name, Arc::clone(&tokens), parent)?;
+        if let Some((_, subject)) = &self.0.keep {
+            let namespace = self.namespace(owner)?;
+            // Where the store fails, the session is there all the same, until the program ends.
+            if keep_fork(&namespace, subject, &tokens, &session.name).unwrap_or(false) {
+                session.snapshots.push(tokens.len());
+            }
+        }
+        Ok(session)
+    }
+
+    /// Goes back to a position: the tokens after it and snapshots of them are gone. The state there is found or made by reading
+    /// on from the nearest before it; `sink` is as for [`Engine::submit`], and the usage at the end says how far that was. `told`
+    /// hears whether it is so in the store too, on a thread of the engine's, or is dropped if it did not come to that.
+    ///
+    /// # Errors
+    /// [`Error::NoSession`], [`Error::SessionBusy`], [`Error::Position`], and what [`Engine::submit`] says.
+    pub fn rewind(
+        &self,
+        owner: &Owner,
+        name: &str,
+        position: usize,
+        mut sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
+        told: impl FnOnce(Result<(), Error>) + Send + 'static,
+    ) -> Result<(), Error> {
+        let turn = self.turn(owner, name)?;
+        let before = Arc::clone(&turn.before);
+        let tokens = turn.before.len();
+        let prompt = turn.before.get(..position).ok_or(Error::Position { position, tokens })?.to_vec();
+        if position == 0 {
+            self.0.engine.settle(owner, name);
+            turn.commit(Vec::new());
+            self.remove_beyond(owner, name, 0)?;
+            self.forget_past(owner, name, before);
+            told(Ok(()));
+            let (reason, usage) = (Finish::Length, crate::Usage::default());
+            let _ = sink(Event::Done { reason, usage });
+            return Ok(());
+        }
+        let (owner, session) = (owner.clone(), Some(Arc::from(name)));
+        let request = Request {
+            prompt: prompt.clone(),
+            max_tokens: Some(0),
+            owner: owner.clone(),
+            session,
+            ..Request::default()
+        };
+        let (sessions, of, named) = (self.clone(), owner.clone(), name.to_owned());
+        let sink = turn.follow(prompt, move |event| {
+            if matches!(event, Event::Done { .. }) {
+                sessions.forget_past(&of, &named, Arc::clone(&before));
+            }
+            sink(event)
+        });
+        let (sessions, name) = (self.clone(), name.to_owned());
+        match self.0.keep {
+            None => {
+                self.0.engine.submit(request, sink)?;
+                told(Ok(()));
+                Ok(())
+            }
+            // Not before the new end is stored: whatever happens, one of the two is found.
+            Some(_) => self.0.engine.submit_and_save(request, sink, false, move |saved| {
+                let removed = saved.map_err(Error::from).and_then(|_| sessions.remove_beyond(&owner, &name, position));
+                told(removed);
+            }),
+        }
+    }
+
+    /// Takes a session's snapshots beyond a position away, whatever is still to be written of it: for whoever goes on from there.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn cut(&self, owner: &Owner, name: &str, position: usize) -> Result<(), Error> {
+        self.0.engine.settle(owner, name);
+        self.remove_beyond(owner, name, position)
+    }
+
+    /// Saves a session as it is now. `told` hears what came of it, on a thread of the engine's.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], [`Error::NoSession`], [`Error::SessionBusy`], [`Error::EmptyPrompt`] for one without tokens, and
+    /// what [`Engine::submit`] says.
+    pub fn snapshot(
+        &self,
+        owner: &Owner,
+        name: &str,
+        pinned: bool,
+        told: impl FnOnce(Result<Saved, Error>) + Send + 'static,
+    ) -> Result<(), Error> {
+        self.0.keep.as_ref().ok_or(Error::NoStore)?;
+        let turn = self.turn(owner, name)?;
+        let prompt = turn.before.to_vec();
+        let (owner, session) = (owner.clone(), Some(Arc::from(name)));
+        let request = Request { prompt: prompt.clone(), max_tokens: Some(0), owner, session, ..Request::default() };
+        let sink = turn.follow(prompt, |_| ControlFlow::Continue(()));
+        self.0.engine.submit_and_save(request, sink, pinned, move |saved| told(saved.map_err(Error::from)))
+    }
+
+    /// A session that goes on from a snapshot: under the snapshot's name, if it has one and that is free, or another.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], [`Error::Store`], [`Error::SessionName`], [`Error::SessionExists`].
+    pub fn restore(&self, owner: &Owner, id: &Id, name: Option<&str>) -> Result<Session, Error> {
+        let (_, subject) = self.0.keep.as_ref().ok_or(Error::NoStore)?;
+        let namespace = self.namespace(owner)?;
+        let snapshot = namespace.show(id)?;
+        if snapshot.subject != *subject {
+            return Err(Error::Store(format!(
+                "snapshot {id} is of another model or profile ({})",
+                snapshot.subject.profile
+            )));
+        }
+        let tokens = Arc::new(namespace.tokens(id)?);
+        let own = snapshot.name.as_deref().filter(|own| Session::check_name(own).is_ok());
+        let free = own.filter(|own| !self.table().contains_key(&(owner.clone(), (*own).to_owned())));
+        let newest = |own: &&str| {
+            self.stored(owner).is_ok_and(|all| all.get(*own).and_then(|s| head(s)).is_some_and(|h| h.id == *id))
+        };
+        if let (None, Some(own)) = (name, free.filter(newest)) {
+            // It is that session, which nobody had in memory.
+            self.entry(owner, own)?;
+            return self.get(owner, own);
+        }
+        let parent = own.map(|own| (own.to_owned(), tokens.len()));
+        self.branch(owner, name, tokens, parent)
+    }
+
+    /// Pins or frees all snapshots of a session.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], [`Error::NoSession`] if it has none, [`Error::Store`].
+    pub fn pin(&self, owner: &Owner, name: &str, pinned: bool) -> Result<(), Error> {
+        let namespace = self.namespace(owner)?;
+        let snapshots = self.stored(owner)?.remove(name).unwrap_or_default();
+        if snapshots.is_empty() {
+            return Err(Error::NoSession { name: name.to_owned() });
+        }
+        snapshots.iter().try_for_each(|snapshot| namespace.pin(&snapshot.id, pinned))?;
+        Ok(())
+    }
+
+    /// The store's part for an owner, to export from and import to.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], [`Error::Store`].
+    pub fn namespace(&self, owner: &Owner) -> Result<Namespace, Error> {
+        let (store, _) = self.0.keep.as_ref().ok_or(Error::NoStore)?;
+        Ok(store.namespace(&owner.0)?)
+    }
+
+    /// Deletes a session, its snapshots, and what nothing else uses of its state.
+    ///
+    /// # Errors
+    /// [`Error::NoSession`], [`Error::SessionBusy`], [`Error::Store`].
+    pub fn delete(&self, owner: &Owner, name: &str) -> Result<(), Error> {
+        let turn = self.turn(owner, name)?;
+        let timeline = Arc::clone(&turn.before);
+        self.0.engine.settle(owner, name);
+        self.remove_beyond(owner, name, 0)?;
+        // While nobody else can work on it.
+        self.table().remove(&(owner.clone(), name.to_owned()));
+        drop(turn);
+        self.forget_past(owner, name, timeline);
+        Ok(())
+    }
+
+    /// Drops from memory what a session was and is not any more.
+    fn forget_past(&self, owner: &Owner, name: &str, before: Arc<Vec<u32>>) {
+        let table = self.table();
+        let others =
+            table.iter().filter(|(key, _)| key.0 == *owner).map(|(_, entry)| Arc::clone(&entry.tokens)).collect();
+        drop(table);
+        self.0.engine.forget(Past { owner: owner.clone(), session: name.to_owned(), before, others });
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All snapshots that have names, by them.
+    fn stored(&self, owner: &Owner) -> Result<HashMap<String, Vec<Snapshot>>, Error> {
+        let mut all: HashMap<String, Vec<Snapshot>> = HashMap::new();
+        let Some((_, subject)) = &self.0.keep else { return Ok(all) };
+        for snapshot in self.namespace(owner)?.list()? {
+            if let (Some(name), true) = (&snapshot.name, snapshot.subject == *subject) {
+                all.entry(Session::of_stored(name).0.to_owned()).or_default().push(snapshot);
+            }
+        }
+        Ok(all)
+    }
+
+    /// A session in memory, brought there from the store if need be.
+    fn entry(&self, owner: &Owner, name: &str) -> Result<Entry, Error> {
+        let key = (owner.clone(), name.to_owned());
+        if let Some(entry) = self.table().get(&key) {
+            return Ok(entry.clone());
+        }
+        let missing = || Error::NoSession { name: name.to_owned() };
+        let snapshots = self.stored(owner)?.remove(name).ok_or_else(missing)?;
+        let entry = match head(&snapshots) {
+            Some(head) => {
+                let tokens = Arc::new(self.namespace(owner)?.tokens(&head.id)?);
+                Entry { created: head.created, ..Entry::new(tokens, None) }
+            }
+            // Its first request did not come to its end.
+            None => Entry::new(Arc::default(), None),
+        };
+        Ok(self.table().entry(key).or_insert(entry).clone())
+    }
+
+    fn insert(
+        &self,
+        owner: &Owner,
+        name: Option<&str>,
+        tokens: Arc<Vec<u32>>,
+        parent: Option<(String, usize)>,
+    ) -> Result<Session, Error> {
+        let name = name.map_or_else(names::random, str::to_owned);
+        Session::check_name(&name)?;
+        let taken = self.stored(owner)?.contains_key(&name);
+        let mut table = self.table();
+        let key = (owner.clone(), name.clone());
+        if taken || table.contains_key(&key) {
+            return Err(Error::SessionExists { name });
+        }
+        let entry = Entry::new(tokens, parent);
+        table.insert(key, entry.clone());
+        Ok(describe(name, &entry, &[]))
+    }
+
+    /// Takes a session for one request.
+    fn turn(&self, owner: &Owner, name: &str) -> Result<Turn, Error> {
+        self.entry(owner, name)?;
+        let key = (owner.clone(), name.to_owned());
+        let mut table = self.table();
+        let entry = table.get_mut(&key).ok_or_else(|| Error::NoSession { name: name.to_owned() })?;
+        if std::mem::replace(&mut entry.busy, true) {
+            return Err(Error::SessionBusy { name: name.to_owned() });
+        }
+        entry.used = now();
+        Ok(Turn { sessions: self.clone(), key, before: Arc::clone(&entry.tokens), over: false })
+    }
+
+    /// Removes a session's snapshots beyond a position.
+    fn remove_beyond(&self, owner: &Owner, name: &str, position: usize) -> Result<(), Error> {
+        if self.0.keep.is_none() {
+            return Ok(());
+        }
+        let namespace = self.namespace(owner)?;
+        for snapshot in self.stored(owner)?.remove(name).unwrap_or_default() {
+            if snapshot.position > position {
+                namespace.remove(&snapshot.id)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn new(tokens: Arc<Vec<u32>>, parent: Option<(String, usize)>) -> Entry {
+        Entry { tokens, created: now(), used: now(), parent, busy: false }
+    }
+}
+
+/// The snapshot that is a session's end: the newest. One of the same second that goes further is newer.
+fn head(snapshots: &[Snapshot]) -> Option<&Snapshot> {
+    let is_end = |snapshot: &&Snapshot| snapshot.name.as_ref().is_some_and(|name| Session::of_stored(name).1);
+    snapshots.iter().filter(is_end).max_by_key(|snapshot| (snapshot.created, snapshot.position))
+}
+
+fn describe(name: String, entry: &Entry, stored: &[Snapshot]) -> Session {
+    let mut snapshots: Vec<usize> = stored.iter().map(|snapshot| snapshot.position).collect();
+    snapshots.sort_unstable();
+    Session {
+        name,
+        position: entry.tokens.len(),
+        created: entry.created,
+        used: entry.used,
+        parent: entry.parent.clone(),
+        busy: entry.busy,
+        snapshots,
+        pinned: stored.iter().any(|snapshot| snapshot.pinned),
+    }
+}
+
+/// Stores the state after some tokens under another name, if it is stored; says whether it was.
+fn keep_fork(namespace: &Namespace, subject: &Subject, tokens: &[u32], name: &str) -> Result<bool, Error> {
+    let Some(best) = namespace.find(subject, tokens)?.best.filter(|best| best.position == tokens.len()) else {
+        return Ok(false);
+    };
+    let tail = namespace.load(&best.id)?.tail;
+    let new = NewSnapshot { tokens, name: Some(name), parent: Some(best.id), ..NewSnapshot::default() };
+    namespace.save(subject, &new, &mut |_| Err("it was there just now".into()), &tail)?;
+    Ok(true)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests;
