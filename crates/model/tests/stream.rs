@@ -224,6 +224,42 @@ fn where_direct_reads_are_refused_the_page_cache_is_used() {
     assert!(all(&model, &prompt, 60, &[]).unwrap() == want);
 }
 
+/// What tokens alone decide is asked for before the first layer: nothing is first asked for when it is needed.
+#[test]
+fn hash_layers_are_read_ahead() {
+    for reader in KINDS {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Synth::tiny(4).set("n_routed_experts", 40).set("num_hash_layers", 7).write(folder.path()).unwrap();
+        let options = StreamOptions { reader, guess: false, ..StreamOptions::default() };
+        let model = streamed(folder.path(), Profile::Native, 90 * 30_000, options);
+        all(&model, &[1], 1, &tokens(&mut Random::new(1), 512, 60)).unwrap();
+        let stats = model.streaming().unwrap().stats().decode;
+        assert_eq!(stats.hits + stats.in_time + stats.late, stats.demanded, "{stats:?}");
+        assert!(stats.in_time + stats.late > 60 && stats.wasted == 0 && stats.guessed == 0, "{stats:?}");
+        assert_eq!((stats.missed_bytes, stats.stalled), (stats.missed_known_bytes, stats.stalled_known));
+    }
+}
+
+/// A long prompt takes memory from nothing that answers go on to need.
+#[test]
+fn a_prompt_does_not_wash_out_what_decode_uses() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    Synth::tiny(4).set("n_routed_experts", 40).set("num_hash_layers", 7).write(folder.path()).unwrap();
+    let model = streamed(folder.path(), Profile::Native, 120 * 30_720, StreamOptions::default());
+    let (mut state, mut other) = (model.new_state().unwrap(), model.new_state().unwrap());
+    for _ in 0..200 {
+        step(&model, &mut state, &[7]).unwrap();
+    }
+    for part in tokens(&mut Random::new(2), 512, 300).chunks(100) {
+        step(&model, &mut other, part).unwrap();
+    }
+    let before = model.streaming().unwrap().stats();
+    assert!(before.prefill.demanded > 2 * before.room as u64, "{before:?}");
+    step(&model, &mut state, &[7]).unwrap();
+    let after = (model.streaming().unwrap().stats() - before).decode;
+    assert_eq!((after.hits, after.demanded > 0), (after.demanded, true), "{after:?}");
+}
+
 /// What was used most in one run is there when the next begins.
 #[test]
 fn counts_warm_the_next_start() {

@@ -1,20 +1,33 @@
-//! What a drive gives to who does nothing but read: the yardstick of `docs/streaming.md`.
+//! What a drive gives to who does nothing but read, and what fathom's reader makes of it.
 //!
 //!     cargo run --release -p fathom-weights --example drive -- FILE BLOCK DEPTH SECONDS
+//!     cargo run --release -p fathom-weights --example drive -- MODEL SECONDS
 //!
-//! DEPTH threads each read BLOCK bytes at random places of FILE, past the page cache, one read after another.
+//! The first: DEPTH threads each read BLOCK bytes at random places of FILE, past the page cache, one read after another. The
+//! second: every layer's experts of a checkpoint are demanded, taken and dropped, again and again, with room for one layer.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fathom_kernels::{FRAME_ALIGN, Frames, Ledger};
+use fathom_kernels::{Cpu, CpuOptions, FRAME_ALIGN, Frames, Ledger};
+use fathom_weights::Checkpoint;
+use fathom_weights::experts::{ExpertCache, Places, StreamOptions};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn main() -> Outcome {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [path, block, depth, seconds] = &args[..] else { return Err("FILE BLOCK DEPTH SECONDS".into()) };
-    let (block, depth, seconds): (usize, usize, f64) = (block.parse()?, depth.parse()?, seconds.parse()?);
+    match &args[..] {
+        [path, block, depth, seconds] => raw(path, block.parse()?, depth.parse()?, seconds.parse()?),
+        [model, seconds] => reader(model, seconds.parse()?),
+        _ => Err("FILE BLOCK DEPTH SECONDS, or MODEL SECONDS".into()),
+    }
+}
+
+fn raw(path: &str, block: usize, depth: usize, seconds: f64) -> Outcome {
     let block = block.next_multiple_of(FRAME_ALIGN);
     #[cfg(target_os = "linux")]
     let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
@@ -42,5 +55,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     });
     println!("{:.3} GB/s", total.into_inner() as f64 / start.elapsed().as_secs_f64() / 1e9);
+    Ok(())
+}
+
+fn reader(model: &str, seconds: f64) -> Outcome {
+    let checkpoint = Checkpoint::open(Path::new(model))?;
+    let places = Places::new(&checkpoint)?;
+    let (layers, experts) = places.counts();
+    let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+    let memory = (experts * places.frame_bytes()) as u64;
+    let cache = ExpertCache::new(&cpu, &checkpoint, StreamOptions { memory, ..StreamOptions::default() })?;
+    let wanted: Vec<(u32, usize)> = (0..experts as u32).map(|expert| (expert, 1)).collect();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs_f64(seconds) {
+        let mut pass = cache.begin(&cpu, 1, false);
+        for layer in 0..layers {
+            pass.demand(layer, 1, &wanted);
+            while pass.take()?.is_some() {}
+        }
+    }
+    let read = cache.stats().read_bytes as f64;
+    println!("{:.3} GB/s, {}", read / start.elapsed().as_secs_f64() / 1e9, cache.describe());
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! What streaming experts came to, for people and for machines.
 
-use fathom_kernels::human;
-use fathom_weights::experts::{Phase, Stats};
+use fathom_weights::experts::Phase;
 use serde_json::{Value, json};
 
 use super::model::Loaded;
+use crate::ui::process_io;
 
 impl Loaded {
     /// What was streamed so far, for machines; null where all experts are in memory.
@@ -31,20 +31,7 @@ impl Loaded {
 
     /// The same in a line, for people; none where all experts are in memory.
     pub fn experts_line(&self) -> Option<String> {
-        let Stats { prefill, decode, read_bytes, .. } = self.model.streaming()?.stats();
-        let stats = self.model.streaming()?.stats();
-        let part = |name: &str, phase: &Phase| match phase.tokens {
-            0 => String::new(),
-            n => format!(
-                "; {name} hits {:.1} %, missed {} a token, guesses right {:.0} %, waited {:.2} s",
-                100.0 * phase.hit_rate(),
-                human(phase.missed_bytes / n),
-                100.0 * phase.guess_accuracy(),
-                phase.stalled.as_secs_f64(),
-            ),
-        };
-        let (all, speed) = (human(read_bytes), stats.bandwidth() / 1e9);
-        Some(format!("experts: read {all} at {speed:.2} GB/s{}{}", part("prefill", &prefill), part("decode", &decode)))
+        Some(format!("experts: {}", self.model.streaming()?.stats()))
     }
 }
 
@@ -60,6 +47,7 @@ fn phase(phase: &Phase) -> Value {
         "prefetched_in_time": phase.in_time,
         "prefetched_late": phase.late,
         "missed_bytes": phase.missed_bytes,
+        "missed_known_layers_bytes": phase.missed_known_bytes,
         "missed_bytes_per_token": phase.missed_bytes as f64 / tokens,
         "wasted_prefetches": phase.wasted,
         "wasted_bytes": phase.wasted_bytes,
@@ -69,11 +57,4 @@ fn phase(phase: &Phase) -> Value {
         "stall_seconds": phase.stalled.as_secs_f64(),
         "stall_known_layers_seconds": phase.stalled_known.as_secs_f64(),
     })
-}
-
-/// Bytes that this process had drives read and write since it began, where the system tells (Linux): what wears them.
-fn process_io() -> (Option<u64>, Option<u64>) {
-    let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
-    let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    (number("read_bytes:"), number("write_bytes:"))
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::builder::NonEmptyStringValueParser;
 
@@ -12,6 +13,7 @@ use super::store::StoreOptions;
 use crate::server::{Keys, Limits, Service, serve as listen};
 use crate::ui::say;
 use fathom_engine::Sessions;
+use fathom_weights::experts::ExpertCache;
 
 /// Flags of `fathom serve`.
 #[derive(Debug, clap::Args)]
@@ -65,7 +67,11 @@ pub fn serve(args: &Args) -> Outcome {
     let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
     let sessions = Sessions::new(engine.clone(), stored);
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
-    let service = service.with_keys(keys).with_sessions(sessions);
+    let mut service = service.with_keys(keys).with_sessions(sessions);
+    if loaded.model.streaming().is_some() {
+        let model = Arc::clone(&loaded.model);
+        service = service.with_experts(move || model.streaming().map(ExpertCache::stats).unwrap_or_default());
+    }
     listen(service, SocketAddr::new(args.host, args.port), |address| {
         say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;

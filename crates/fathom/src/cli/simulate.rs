@@ -47,6 +47,9 @@ pub struct Args {
     /// Microseconds from asking a drive to its first byte
     #[arg(long, default_value_t = 100.0)]
     latency_us: f64,
+    /// Milliseconds of computing that reading a GB takes away
+    #[arg(long, default_value_t = 0.0)]
+    read_cost_ms: f64,
     /// Milliseconds that a token takes with all in memory [default: from --memory-gbps]
     #[arg(long)]
     token_ms: Option<f64>,
@@ -101,6 +104,7 @@ impl Args {
             expert: layer * experts_part / about.slots as f64,
             bandwidth,
             latency: self.latency_us / 1e6,
+            cost: self.read_cost_ms / 1e12,
         }
     }
 
@@ -114,8 +118,11 @@ impl Args {
 
 /// Replays a trace, or draws one and shows a table of machines.
 pub fn simulate(args: &Args) -> Outcome {
-    if !(args.drive_gbps > 0.0 && args.memory_gbps > 0.0 && args.latency_us >= 0.0 && args.drives > 0) {
-        return Err("--drives, --drive-gbps and --memory-gbps must be more than 0, --latency-us no less".into());
+    if !(args.drive_gbps > 0.0 && args.memory_gbps > 0.0 && args.drives > 0) {
+        return Err("--drives, --drive-gbps and --memory-gbps must be more than 0".into());
+    }
+    if !(args.latency_us >= 0.0 && args.read_cost_ms >= 0.0) {
+        return Err("--latency-us and --read-cost-ms must not be less than 0".into());
     }
     if args.tokens == 0 || args.tokens > 1 << 20 {
         return Err(format!("--tokens is {}; it must be 1 to {}", args.tokens, 1 << 20).into());
@@ -179,8 +186,8 @@ fn report(args: &Args, trace: &Trace, room: usize, machine: &Machine, skip: u64)
 /// Machines that people own: memory in GB, and what it gives in GB/s.
 const MACHINES: [(u64, f64); 4] = [(32, 80.0), (64, 80.0), (128, 100.0), (512, 300.0)];
 /// Drives: how many, of which generation, and GB/s each.
-const DRIVES: [(usize, &str, f64); 5] =
-    [(1, "Gen4", 7.0), (2, "Gen4", 7.0), (4, "Gen4", 7.0), (1, "Gen5", 14.0), (4, "Gen5", 14.0)];
+const DRIVES: [(usize, &str, f64); 6] =
+    [(1, "Gen4", 7.0), (2, "Gen4", 7.0), (4, "Gen4", 7.0), (1, "Gen5", 14.0), (2, "Gen5", 14.0), (4, "Gen5", 14.0)];
 /// Memory that is for neither dense weights nor experts: state, scratch, the program, the system.
 const OTHER: f64 = 6e9;
 

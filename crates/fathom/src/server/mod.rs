@@ -5,6 +5,7 @@ mod completions;
 mod error;
 mod generate;
 mod keys;
+mod metrics;
 mod request;
 mod serve;
 mod sessions;

@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use fathom_engine::{Counts, Sessions};
+use fathom_weights::experts::Stats;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -50,6 +51,7 @@ pub struct Service<G> {
     pub(super) limits: Limits,
     pub(super) keys: Keys,
     pub(super) sessions: Option<Sessions>,
+    experts: Option<Box<dyn Fn() -> Stats + Send + Sync>>,
     slots: Arc<Semaphore>,
     /// Held by every request that is encoded, waits for the engine or runs.
     work: Arc<()>,
@@ -69,8 +71,9 @@ impl<G: Generate> Service<G> {
             tools: prompter.tokenizer().can_call_tools(),
         };
         let slots = Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)));
-        let (keys, sessions, work, started) = (Keys::default(), None, Arc::new(()), now());
-        Service { engine, prompter, served, eos, limits, keys, sessions, slots, work, started }
+        let (keys, work, started) = (Keys::default(), Arc::new(()), now());
+        let (sessions, experts) = (None, None);
+        Service { engine, prompter, served, eos, limits, keys, sessions, experts, slots, work, started }
     }
 
     /// Asks for API keys, if there are any.
@@ -81,6 +84,11 @@ impl<G: Generate> Service<G> {
     /// Serves sessions too.
     pub fn with_sessions(self, sessions: Sessions) -> Service<G> {
         Service { sessions: Some(sessions), ..self }
+    }
+
+    /// Shows in the metrics what experts that are read as they are needed come to.
+    pub fn with_experts(self, experts: impl Fn() -> Stats + Send + Sync + 'static) -> Service<G> {
+        Service { experts: Some(Box::new(experts)), ..self }
     }
 
     pub(super) fn take_slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
@@ -165,6 +173,9 @@ async fn metrics<G: Generate>(State(service): State<Arc<Service<G>>>) -> String 
     text += "# TYPE fathom_prefix_missed_total counter\n";
     for (reason, n) in missed {
         text += &format!("fathom_prefix_missed_total{{reason=\"{reason}\"}} {n}\n");
+    }
+    if let Some(experts) = &service.experts {
+        text += &super::metrics::experts(&experts());
     }
     text
 }

@@ -19,6 +19,8 @@ pub struct Machine {
     pub bandwidth: f64,
     /// Seconds from asking to the first byte.
     pub latency: f64,
+    /// Seconds of computing that reading a byte takes away: cores and memory that the system needs for it.
+    pub cost: f64,
 }
 
 /// What is forgotten when there is no more room.
@@ -87,6 +89,8 @@ struct Cache<'a> {
     soon: Vec<bool>,
     /// When the drives are done with what they have.
     free: f64,
+    /// Seconds that reads asked for took from computing, and that have not been added yet.
+    debt: f64,
     out: Outcome,
 }
 
@@ -110,6 +114,7 @@ pub fn replay(trace: &Trace, room: usize, keep: Keep, machine: &Machine, skip: u
         ahead: vec![false; count],
         soon: vec![false; count],
         free: 0.0,
+        debt: 0.0,
         out: Outcome::default(),
     };
     cache.warm();
@@ -176,7 +181,7 @@ impl Cache<'_> {
             .collect();
         self.read_ahead(&known, now);
         for (i, demand) in demands.iter().enumerate() {
-            now += self.machine.before * rows as f64;
+            now += self.machine.before * rows as f64 + std::mem::take(&mut self.debt);
             let wanted: Vec<usize> = demand.experts.iter().map(|&e| demand.layer * self.experts + e as usize).collect();
             for (&expert, &tokens) in wanted.iter().zip(&demand.tokens) {
                 self.policy.used(expert, tokens);
@@ -258,6 +263,7 @@ impl Cache<'_> {
             return;
         }
         self.free = self.free.max(now) + self.bytes as f64 / self.machine.bandwidth;
+        self.debt += self.bytes as f64 * self.machine.cost;
         self.held[expert] = Held::At(self.free + self.machine.latency);
         self.insert(expert);
         self.ahead[expert] = ahead;
@@ -303,7 +309,8 @@ mod tests {
     use super::*;
     use crate::simulate::{About, Synthetic};
 
-    const MACHINE: Machine = Machine { before: 1e-3, beside: 1e-4, expert: 1e-4, bandwidth: 1e9, latency: 1e-4 };
+    const MACHINE: Machine =
+        Machine { before: 1e-3, beside: 1e-4, expert: 1e-4, bandwidth: 1e9, latency: 1e-4, cost: 0.0 };
 
     fn trace(skew: f64, guess: f64) -> Trace {
         let about = About {
@@ -332,6 +339,11 @@ mod tests {
         let none = replay(&trace, 4, Keep::Scores, &slow, 0);
         let reading = none.missed_bytes as f64 / 1e7;
         assert!((none.seconds / reading - 1.0).abs() < 0.1, "{none:?} {reading}");
+        // A drive that takes nothing but the cores: computing, and that.
+        let busy = Machine { bandwidth: 1e15, latency: 0.0, cost: 1e-9, ..MACHINE };
+        let taken = replay(&trace, 4, Keep::Scores, &busy, 0);
+        let expected = 500.0 * computing + taken.missed_bytes as f64 * 1e-9;
+        assert!((taken.seconds / expected - 1.0).abs() < 0.01, "{taken:?} {expected}");
     }
 
     #[test]

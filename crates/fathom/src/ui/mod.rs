@@ -1,9 +1,11 @@
 //! What a person sees on a terminal: progress, memory, numbers.
 
+mod drives;
 mod memory;
 mod out;
 mod progress;
 
+pub use drives::process_io;
 pub use memory::{forget_peak, peak_rss};
 pub use out::out;
 pub(crate) use out::say;

@@ -23,11 +23,17 @@ use crate::{Checkpoint, Error};
 
 /// Frames that a cache has at least: enough for two layers of decode to overlap.
 const LEAST_FRAMES: usize = 16;
+/// Frames that every pass may put what it reads in: one part in so many, and this at least. What the others hold when a pass
+/// begins stays, as long as there is any other way: a prompt that passes over all experts leaves most of those that are used
+/// most where they are, and does not read them again for its next chunk.
+const WORKING_PART: usize = 4;
+/// See [`WORKING_PART`].
+const LEAST_WORKING: usize = 64;
 /// Tokens that an expert must be expected to get to be read ahead: with so many, half of the time it gets one.
 const LIKELY: f64 = 0.7;
 /// A drive that has not answered for so long is spoken of.
 const SLOW: Duration = Duration::from_secs(5);
-/// How often what was counted is written down.
+/// How often what was counted is written down, and told.
 const SAVE: Duration = Duration::from_secs(60);
 
 /// Told what a person should know.
@@ -105,6 +111,19 @@ enum Held<D: Device> {
     Here(Arc<Expert<D::Buffer>>),
 }
 
+/// What makes way for a read: each of these, and those before.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Way {
+    /// What nobody asked for, used least.
+    Least,
+    /// What was asked for ahead and was here when the pass began: it is read once after all.
+    Before,
+    /// What is used most.
+    Kept,
+    /// What was read ahead, and is read again.
+    Ahead,
+}
+
 /// What is known of an expert.
 struct Entry<D: Device> {
     held: Held<D>,
@@ -112,6 +131,8 @@ struct Entry<D: Device> {
     wanted: bool,
     /// Asked for ahead: stays until its layer has come.
     soon: bool,
+    /// Among those used most when the pass began: stays.
+    kept: bool,
     /// Read ahead, and its layer has not come since.
     ahead: Option<Ahead>,
     /// The pass in which it was last read.
@@ -141,6 +162,8 @@ struct State<D: Device> {
     trace: Option<Trace>,
     tell: Option<Tell>,
     stats: Stats,
+    /// As it was when it was spoken of last.
+    told: Stats,
     is_decode: bool,
     hash_layers: usize,
     /// The layer that runs.
@@ -197,7 +220,7 @@ impl<D: Device> ExpertCache<D> {
         });
         let about = reader.describe();
         let shape = places.shape();
-        let entry = |_| Entry { held: Held::No, wanted: false, soon: false, ahead: None, read_in: 0 };
+        let entry = |_| Entry { held: Held::No, wanted: false, soon: false, kept: false, ahead: None, read_in: 0 };
         let state = State {
             entries: (0..layers * experts).map(entry).collect(),
             reader,
@@ -216,6 +239,7 @@ impl<D: Device> ExpertCache<D> {
             trace: trace.transpose()?,
             tell: options.tell,
             stats: Stats { room, ..Stats::default() },
+            told: Stats::default(),
             is_decode: false,
             hash_layers: c.num_hash_layers,
             layer: None,
@@ -352,6 +376,11 @@ impl<D: Device> State<D> {
         if self.is_decode { &mut self.stats.decode } else { &mut self.stats.prefill }
     }
 
+    /// Whether the tokens alone decide what the layer that runs needs.
+    fn is_known_layer(&self) -> bool {
+        self.layer.is_some_and(|layer| layer < self.hash_layers)
+    }
+
     fn experts_of(&self, layer: usize) -> Range<usize> {
         let experts = self.places.counts().1;
         layer * experts..(layer + 1) * experts
@@ -376,8 +405,9 @@ impl<D: Device> State<D> {
             self.entries[expert].wanted = false;
         }
         for entry in &mut self.entries {
-            (entry.wanted, entry.soon) = (false, false);
+            (entry.wanted, entry.soon, entry.kept) = (false, false, false);
         }
+        self.keep();
         (self.awaited, self.layer) = (0, None);
         self.queue.clear();
         self.pass += 1;
@@ -390,6 +420,30 @@ impl<D: Device> State<D> {
         }
         if self.saved.elapsed() > SAVE {
             self.save();
+            let now = self.totals();
+            if let Some(tell) = &self.tell
+                && now.read_bytes > self.told.read_bytes
+            {
+                tell(&format!("experts, last minute: {}", now - self.told));
+            }
+            self.told = now;
+        }
+    }
+
+    /// Frames that a pass may put what it reads in.
+    fn working(&self) -> usize {
+        (self.frames.count() / WORKING_PART).max(LEAST_WORKING).min(self.frames.count())
+    }
+
+    /// Marks those of the experts here that were used most, so many as need not make way.
+    fn keep(&mut self) {
+        let count = self.frames.count() - self.working();
+        if count < self.here.len() && count > 0 {
+            let score = |&expert: &u32| self.policy.score(expert as usize);
+            self.here.select_nth_unstable_by(count - 1, |a, b| score(b).total_cmp(&score(a)).then(a.cmp(b)));
+        }
+        for &expert in self.here.iter().take(count) {
+            self.entries[expert as usize].kept = true;
         }
     }
 
@@ -484,6 +538,7 @@ impl<D: Device> State<D> {
     fn want(&mut self, expert: usize) {
         let bytes = self.bytes(expert);
         let pass = self.pass;
+        let known = self.is_known_layer();
         let entry = &self.entries[expert];
         let hit = matches!(entry.held, Held::Here(_)) && entry.read_in != pass;
         let (ready, reading) = (matches!(entry.held, Held::Here(_)), matches!(entry.held, Held::Reading));
@@ -493,6 +548,7 @@ impl<D: Device> State<D> {
         phase.in_time += u64::from(ready && !hit);
         phase.late += u64::from(reading);
         phase.missed_bytes += if hit { 0 } else { bytes };
+        phase.missed_known_bytes += if hit || !known { 0 } else { bytes };
         match (ready, reading) {
             (true, _) => self.ready.push(expert),
             (_, true) => self.awaited += 1,
@@ -503,7 +559,7 @@ impl<D: Device> State<D> {
     /// Begins reads, as far as there are frames: what is demanded, then what is asked for ahead.
     fn pump(&mut self) {
         let wanted = self.missing.len();
-        self.make_room(wanted, false);
+        self.make_room(wanted, Way::Least);
         let mut reads = Vec::new();
         while let Some(&expert) = self.missing.front()
             && let Some(frame) = self.frames.take()
@@ -516,7 +572,7 @@ impl<D: Device> State<D> {
         if !self.missing.is_empty() || self.queue.is_empty() {
             return;
         }
-        self.make_room(self.queue.len(), false);
+        self.make_room(self.queue.len(), Way::Least);
         let mut reads = Vec::new();
         while let Some(&(expert, why)) = self.queue.front() {
             if !matches!(self.entries[expert].held, Held::No) {
@@ -543,25 +599,34 @@ impl<D: Device> State<D> {
     }
 
     /// Gives frames of experts that are worth least back until `frames` are free, if so many can be. Those that wait to be
-    /// computed stay, and unless there is no other way those that were read ahead.
-    fn make_room(&mut self, frames: usize, soon_too: bool) {
+    /// computed stay.
+    fn make_room(&mut self, frames: usize, way: Way) {
         let idle = self.frames.idle();
         if idle >= frames {
             return;
         }
-        let mut candidates: Vec<(f64, u32)> = Vec::new();
+        let mut candidates: Vec<((u32, f64), u32)> = Vec::new();
         for &expert in &self.here {
             let entry = &self.entries[expert as usize];
             let Held::Here(held) = &entry.held else { continue };
-            if !entry.wanted && (soon_too || !entry.soon) && Arc::strong_count(held) == 1 {
-                candidates.push((self.policy.score(expert as usize), expert));
+            let least = match (entry.kept, entry.soon) {
+                (_, true) if entry.read_in == self.pass => Way::Ahead,
+                (true, _) => Way::Kept,
+                (false, true) => Way::Before,
+                (false, false) => Way::Least,
+            };
+            if !entry.wanted && least <= way && Arc::strong_count(held) == 1 {
+                // Of what is to come, the last first.
+                let soon = if entry.soon { u32::MAX - expert } else { 0 };
+                candidates.push(((soon, self.policy.score(expert as usize)), expert));
             }
         }
         let count = (frames - idle).min(candidates.len());
         if count == 0 {
             return;
         }
-        candidates.select_nth_unstable_by(count - 1, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        candidates
+            .select_nth_unstable_by(count - 1, |(a, i), (b, j)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(i.cmp(j)));
         for &(_, expert) in &candidates[..count] {
             let entry = &mut self.entries[expert as usize];
             entry.held = Held::No;
@@ -625,8 +690,8 @@ impl<D: Device> State<D> {
                 return Ok(None);
             }
             if self.reader.under_way() == 0 {
-                // All frames hold what was read ahead: that is read again.
-                self.make_room(1, true);
+                let wanted = self.missing.len().min(LEAST_FRAMES / 2);
+                [Way::Before, Way::Kept, Way::Ahead].into_iter().for_each(|way| self.make_room(wanted, way));
                 assert!(self.frames.idle() > 0, "the experts given out before were dropped");
                 continue;
             }
@@ -639,7 +704,7 @@ impl<D: Device> State<D> {
     fn give(&mut self) -> Given<D> {
         let experts = self.places.counts().1;
         self.ready.sort_unstable();
-        let some = self.ready.len().min((self.frames.count() / 8).max(8));
+        let some = self.ready.len().min((self.working() / 4).max(8));
         let given = self.ready.drain(..some).map(|expert| {
             let entry = &mut self.entries[expert];
             entry.wanted = false;
@@ -655,8 +720,7 @@ impl<D: Device> State<D> {
         loop {
             if let Some(done) = self.reader.next(SLOW) {
                 let stalled = start.elapsed();
-                let known =
-                    if self.layer.is_some_and(|layer| layer < self.hash_layers) { stalled } else { Duration::ZERO };
+                let known = if self.is_known_layer() { stalled } else { Duration::ZERO };
                 let phase = self.phase();
                 phase.stalled += stalled;
                 phase.stalled_known += known;

@@ -134,3 +134,20 @@ fn file_system(path: &Path) -> &'static str {
         _ => "the file system",
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// The kernel's own files refuse direct I/O, as tmpfs and network file systems may.
+    #[test]
+    fn where_direct_io_is_refused_the_page_cache_is_used_and_says_why() {
+        let (file, why) = open_direct(Path::new("/proc/version"), None).unwrap();
+        assert!(file.read_at(&mut [0; 8], 0).is_ok());
+        let why = why.unwrap();
+        assert!(why.contains("the file system refuses direct I/O (Invalid argument"), "{why}");
+        assert_eq!(file_system(Path::new("/dev/shm")), "tmpfs");
+        let error = open_direct(Path::new("/no/such/file"), None).unwrap_err().to_string();
+        assert!(error.contains("cannot read /no/such/file"), "{error}");
+    }
+}

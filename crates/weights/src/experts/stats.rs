@@ -1,7 +1,10 @@
 //! What reading experts came to.
 
+use std::fmt;
 use std::ops::Sub;
 use std::time::Duration;
+
+use fathom_kernels::human;
 
 /// Numbers of passes of one kind. All count from the start; the difference of two is what happened between.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -22,6 +25,8 @@ pub struct Phase {
     pub late: u64,
     /// Bytes of demanded experts that were not in memory when the pass began.
     pub missed_bytes: u64,
+    /// Of those, of layers whose experts are known from the tokens.
+    pub missed_known_bytes: u64,
     /// Experts that were read ahead and not needed then, and their bytes.
     pub wasted: u64,
     /// See `wasted`.
@@ -63,6 +68,7 @@ impl Sub for Phase {
             in_time: self.in_time - o.in_time,
             late: self.late - o.late,
             missed_bytes: self.missed_bytes - o.missed_bytes,
+            missed_known_bytes: self.missed_known_bytes - o.missed_known_bytes,
             wasted: self.wasted - o.wasted,
             wasted_bytes: self.wasted_bytes - o.wasted_bytes,
             guessed: self.guessed - o.guessed,
@@ -99,5 +105,38 @@ impl Stats {
     /// Bytes a second while something was being read.
     pub fn bandwidth(&self) -> f64 {
         self.read_bytes as f64 / self.reading.as_secs_f64().max(1e-9)
+    }
+}
+
+impl Sub for Stats {
+    type Output = Stats;
+
+    /// What happened since `o`; what memory has room for and holds is as it is now.
+    fn sub(self, o: Stats) -> Stats {
+        Stats {
+            prefill: self.prefill - o.prefill,
+            decode: self.decode - o.decode,
+            read_bytes: self.read_bytes - o.read_bytes,
+            reads: self.reads - o.reads,
+            reading: self.reading - o.reading,
+            failed: self.failed - o.failed,
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Stats {
+    /// A line for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "read {} at {:.2} GB/s", human(self.read_bytes), self.bandwidth() / 1e9)?;
+        for (name, phase) in [("prefill", &self.prefill), ("decode", &self.decode)] {
+            if phase.tokens > 0 {
+                let (hits, right) = (100.0 * phase.hit_rate(), 100.0 * phase.guess_accuracy());
+                let (missed, stalled) = (human(phase.missed_bytes / phase.tokens), phase.stalled.as_secs_f64());
+                write!(f, "; {name}: hits {hits:.1} %, missed {missed} a token, guesses right {right:.0} %")?;
+                write!(f, ", waited {stalled:.2} s")?;
+            }
+        }
+        Ok(())
     }
 }

@@ -21,9 +21,9 @@ use super::file::ShardFile;
 use super::place::{Places, Run};
 use crate::Error;
 
-/// Reads under way on one drive: with pieces of half a megabyte enough for any, and few enough that what was asked for first
-/// comes first.
-const DEPTH: usize = 8;
+/// Reads under way on one drive: three megabytes, in pieces of half a megabyte. Enough for 14 GB/s at 200 µs, and few enough
+/// that what is needed now does not wait long behind what was asked for ahead.
+const DEPTH: usize = 6;
 /// The most reads under way.
 const MOST: usize = 64;
 
