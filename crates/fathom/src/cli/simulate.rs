@@ -24,10 +24,10 @@ pub struct Args {
     #[arg(long, default_value_t = 2000)]
     tokens: usize,
     /// s of the experts' popularity, 1 ÷ rankˢ
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, default_value_t = 0.9)]
     skew: f64,
     /// The chance that a slot goes where one of the token before went
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = 0.1)]
     locality: f64,
     /// The chance that a guess of the next layer's experts is right
     #[arg(long, default_value_t = 0.75)]
