@@ -187,8 +187,7 @@ impl<D: Device> Keeper<D> {
     pub(crate) fn save(&self, kept: &Kept<D>, wish: Option<Wish>) {
         let Ok(state) = self.model.fork(&kept.state) else { return };
         let fate = Arc::clone(&kept.fate);
-        let what =
-            What::State { state, logits: kept.logits.clone(), end: kept.end, fate: Arc::clone(&fate), wish };
+        let what = What::State { state, logits: kept.logits.clone(), end: kept.end, fate: Arc::clone(&fate), wish };
         let (owner, session) = (kept.owner.clone(), kept.session.clone());
         let job = Job { owner, session, timeline: Arc::clone(&kept.timeline), what };
         let full = |jobs: &Jobs<D>| states(&jobs.waiting).count() >= WAITING;
@@ -263,8 +262,7 @@ fn write<D: Device>(model: &Model<D>, keep: &Keep, job: Job<D>) {
             let name = session.map(|session| names::stored(&session, end));
             let pinned = wish.as_ref().is_some_and(|wish| wish.pinned);
             let new = NewSnapshot { tokens: &timeline[..state.position()], name: name.as_deref(), pinned, ..new };
-            let saved =
-                namespace.and_then(|namespace| save(model, &state, &logits, &namespace, &keep.subject, &new));
+            let saved = namespace.and_then(|namespace| save(model, &state, &logits, &namespace, &keep.subject, &new));
             fate.set(if saved.is_ok() { Fate::SAVED } else { Fate::NEW });
             drop(state);
             (keep.told)(&saved);

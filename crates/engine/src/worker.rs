@@ -272,8 +272,7 @@ impl<D: Device> Worker<D> {
             return Ok((None, None));
         }
         let resume = with_room(&mut self.cache, &self.keeper, || keeper.resume(owner, prompt, have))?;
-        let serves =
-            |resumed: &Resumed<D>| resumed.state.position() < prompt.len() || !resumed.logits.is_empty();
+        let serves = |resumed: &Resumed<D>| resumed.state.position() < prompt.len() || !resumed.logits.is_empty();
         Ok((resume.resumed.filter(serves), resume.miss))
     }
 
