@@ -182,15 +182,17 @@ impl<D: Device> Worker<D> {
                 return Ok(Finish::Stop);
             }
             usage.generated_tokens += 1;
-            if sink(Event::Token { id, logprob, top }).is_break() {
-                return Ok(Finish::Cancelled);
-            }
+            let heard = sink(Event::Token { id, logprob, top }).is_continue();
+            // Also when nobody listens any more: the session has the token, and its state is to have seen it.
             let (model, state) = (&self.model, &mut running.state);
             let out = with_room(&mut self.cache, &self.keeper, || {
                 model.forward(&mut [Segment { state: &mut *state, tokens: &[id], logits: LogitsWanted::Last }])
             })?;
             running.logits = out.into_iter().next().unwrap_or_default();
             running.tokens.push(id);
+            if !heard {
+                return Ok(Finish::Cancelled);
+            }
         }
     }
 
@@ -269,15 +271,8 @@ impl<D: Device> Worker<D> {
         if have + WORTH > prompt.len() {
             return Ok((None, None));
         }
-        let found = keeper.find(owner, prompt)?;
-        if found.best.is_none_or(|best| best.position <= have) {
-            return Ok((None, found.miss));
-        }
-        let resume = with_room(&mut self.cache, &self.keeper, || keeper.resume(owner, prompt))?;
-        let serves = |resumed: &Resumed<D>| {
-            let position = resumed.state.position();
-            position > have && (position < prompt.len() || !resumed.logits.is_empty())
-        };
+        let resume = with_room(&mut self.cache, &self.keeper, || keeper.resume(owner, prompt, have))?;
+        let serves = |resumed: &Resumed<D>| resumed.state.position() < prompt.len() || !resumed.logits.is_empty();
         Ok((resume.resumed.filter(serves), resume.miss))
     }
 
