@@ -130,9 +130,9 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "read {} at {:.2} GB/s", human(self.read_bytes), self.bandwidth() / 1e9)?;
         for (name, phase) in [("prefill", &self.prefill), ("decode", &self.decode)] {
-            if phase.tokens > 0 {
+            if let Some(missed) = phase.missed_bytes.checked_div(phase.tokens) {
                 let (hits, right) = (100.0 * phase.hit_rate(), 100.0 * phase.guess_accuracy());
-                let (missed, stalled) = (human(phase.missed_bytes / phase.tokens), phase.stalled.as_secs_f64());
+                let (missed, stalled) = (human(missed), phase.stalled.as_secs_f64());
                 write!(f, "; {name}: hits {hits:.1} %, missed {missed} a token, guesses right {right:.0} %")?;
                 write!(f, ", waited {stalled:.2} s")?;
             }
