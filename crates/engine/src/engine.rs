@@ -7,8 +7,10 @@ use std::thread::JoinHandle;
 
 use fathom_kernels::Device;
 use fathom_model::Model;
+use fathom_store::ImportLimits;
 
 use crate::keeper::{Desk, Keep, Keeper, Wish};
+use crate::snapshot::import_limits;
 use crate::worker::Worker;
 use crate::{Error, Event, Owner, Request, SnapshotError, Usage};
 
@@ -73,6 +75,7 @@ pub(crate) struct Shared {
     changed: Condvar,
     counts: Mutex<Counts>,
     pub(crate) options: EngineOptions,
+    import: ImportLimits,
     vocab: usize,
 }
 
@@ -152,6 +155,7 @@ impl Engine {
             changed: Condvar::new(),
             counts: Mutex::default(),
             options: EngineOptions { context, ..options },
+            import: import_limits(&model, context),
             vocab: config.vocab_size,
         });
         let keeper = keep.map(|keep| Keeper::start(Arc::clone(&model), keep));
@@ -222,10 +226,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes sure that nothing more of a session is written, so that its snapshots can be removed.
-    pub(crate) fn settle(&self, owner: &Owner, session: &str) {
+    /// Makes sure that nothing of a session beyond a position is written any more, so that its snapshots there can be removed,
+    /// and waits until the rest of it is.
+    pub(crate) fn settle(&self, owner: &Owner, session: &str, position: usize) {
         if let Some(desk) = &self.desk {
-            desk.settle(owner, session);
+            desk.settle(owner, session, position);
         }
     }
 
@@ -264,6 +269,11 @@ impl Engine {
             Some(position) => Err(Error::Token { token: request.prompt[position], position, vocab }),
             None => Ok(()),
         }
+    }
+
+    /// What a file may hold to be a session of this model's.
+    pub(crate) fn import_limits(&self) -> ImportLimits {
+        self.shared.import
     }
 
     /// `vocab_size`.

@@ -71,7 +71,7 @@ impl<D: Device> Worker<D> {
             shared.done();
         }
         if let Some(keeper) = &self.keeper {
-            self.cache.drain().filter(|kept| kept.fate.is_new()).for_each(|kept| keeper.save(&kept, None));
+            self.cache.drain().filter(Kept::is_owed).for_each(|kept| keeper.save(&kept, None));
         }
     }
 
@@ -214,12 +214,12 @@ impl<D: Device> Worker<D> {
             state,
             logits: running.logits.clone(),
             end: place == Place::End,
+            head: place == Place::End && running.session.is_some(),
             fate: Arc::clone(&running.fate),
         };
         // A session of that name has no snapshot yet, though its state may have one.
-        let named = running.session.is_some() && place == Place::End;
         if let Some(keeper) = &self.keeper
-            && (position >= running.kept + WORTH || wish.is_some() || named)
+            && (position >= running.kept + WORTH || wish.is_some() || kept.head)
         {
             keeper.save(&kept, wish);
         }
@@ -337,15 +337,15 @@ fn with_room<D: Device, T, E: Full>(
         };
         let gone = cache.evict();
         if let (Some(kept), Some(keeper)) = (&gone, keeper)
-            && kept.fate.is_new()
+            && kept.is_owed()
         {
             keeper.save(kept, None);
         }
         let was_there = gone.is_some();
         drop(gone);
-        // What is being written has memory too.
-        let waited = keeper.as_ref().is_some_and(Keeper::wait);
-        if !was_there && !waited {
+        // What waits to be written has memory too.
+        let relieved = !was_there && keeper.as_ref().is_some_and(Keeper::relieve);
+        if !was_there && !relieved {
             return Err(failed);
         }
     }
