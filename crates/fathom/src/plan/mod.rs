@@ -152,7 +152,9 @@ pub fn plan(device: &Cpu, checkpoint: &Checkpoint, wanted: Wanted) -> Result<Pla
     };
     if !checkpoint.is_in_files() || streamed.total() > budget {
         let smallest = Plan { experts: Some(least), scratch: scratch(true, smallest), ..streamed };
-        let best = if checkpoint.is_in_files() { smallest } else { mapped };
+        // Of a model with few experts, all of them mapped can take less than some of them read.
+        let streams = checkpoint.is_in_files() && smallest.total() < mapped.total();
+        let best = if streams { smallest } else { mapped };
         return Err(Box::new(TooSmall {
             budget,
             given: wanted.budget.is_some(),
