@@ -405,6 +405,11 @@ fn a_named_session_goes_on() {
     assert!(fathom(&["snapshot", "rm", "--session", "anna", "--store", &store]).status.success());
     assert_eq!(list(), 0);
     assert!(refused(&["snapshot", "rm", "--session", "anna", "--store", &store]).contains("no session"));
+    let nowhere = folder.path().join("nowhere");
+    assert!(
+        refused(&["snapshot", "ls", "--store", nowhere.to_str().unwrap()]).contains("no store") && !nowhere.exists()
+    );
+    assert!(refused(&["snapshot", "ls", "--namespace", "typo", "--store", &store]).contains("no namespace"));
 }
 
 /// What a chat took back is not what a later one goes on from, however fast it was typed.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
@@ -81,7 +81,18 @@ enum Action {
 
 /// Does what was asked with a store.
 pub fn snapshot(args: &Args) -> Outcome {
+    let makes = matches!(args.action, Action::Import { .. });
+    // Who only asks makes nothing.
+    if let Some(location) = args.store.location().filter(|at| !makes && !at.contains("://") && !Path::new(at).exists())
+    {
+        return Err(format!("{location}: there is no store").into());
+    }
     let store = args.store.open_own()?;
+    if let Some(name) = args.namespace.as_ref().filter(|_| !makes)
+        && !store.namespaces()?.contains(name)
+    {
+        return Err(format!("the store has no namespace {name:?}; it has {}", store.namespaces()?.join(", ")).into());
+    }
     let owner = args.namespace.clone().map_or_else(Owner::default, |name| Owner(name.into()));
     let namespace = store.namespace(&owner.0)?;
     match &args.action {

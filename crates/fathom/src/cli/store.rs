@@ -58,6 +58,11 @@ impl StoreOptions {
         self.store_key.is_some() || self.store_zstd.is_some() || limits
     }
 
+    /// Where the store is, if one is named.
+    pub fn location(&self) -> Option<&str> {
+        self.store.as_deref()
+    }
+
     /// The store, if one is named.
     pub fn open(&self) -> Result<Option<Store>, Box<dyn std::error::Error>> {
         match &self.store {
