@@ -10,10 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fathom_kernels::Device;
 use fathom_model::{Model, State};
-use fathom_store::{Found, Namespace, NewSnapshot, Saved, Store, Subject};
+use fathom_store::{NewSnapshot, Saved, Store, Subject};
 
 use crate::kept::Kept;
-use crate::snapshot::{Resume, SnapshotError, resume, save};
+use crate::lookup::Lookup;
+use crate::snapshot::{SnapshotError, save};
 use crate::{Owner, names};
 
 /// States that wait to be written at most. When a store is slower than that, one of them is not written: see [`least`].
@@ -196,18 +197,9 @@ impl<D: Device> Keeper<D> {
         })
     }
 
-    pub(crate) fn namespace(&self, owner: &Owner) -> Result<Namespace, fathom_store::Error> {
-        self.store.namespace(&owner.0)
-    }
-
-    /// What the store has of some tokens.
-    pub(crate) fn find(&self, owner: &Owner, tokens: &[u32]) -> Result<Found, fathom_store::Error> {
-        self.namespace(owner)?.find(&self.subject, tokens)
-    }
-
-    /// The longest session that `tokens` begin with.
-    pub(crate) fn resume(&self, owner: &Owner, tokens: &[u32]) -> Result<Resume<D>, SnapshotError> {
-        resume(&self.model, &self.namespace(owner)?, &self.subject, tokens)
+    /// What looks into the store.
+    pub(crate) fn lookup(&self) -> Lookup<D> {
+        Lookup { model: Arc::clone(&self.model), store: self.store.clone(), subject: self.subject.clone() }
     }
 }
 

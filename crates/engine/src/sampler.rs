@@ -134,13 +134,10 @@ impl Sampler {
     pub fn choose(&mut self, logits: &[f32]) -> Choice {
         let id = self.pick(logits);
         *self.counts.entry(id).or_default() += 1;
-        let Some(n) = self.sampling.logprobs else { return Choice { id, logprob: None, top: Vec::new() } };
-        let total = log_sum(logits);
-        let logprob = |id: u32| (f64::from(logits[id as usize]) - total) as f32;
-        let mut order: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &v)| (i as u32, v)).collect();
-        keep_best(&mut order, n);
-        let top = order.into_iter().map(|(token, _)| Logprob { token, logprob: logprob(token) }).collect();
-        Choice { id, logprob: Some(logprob(id)), top }
+        match self.sampling.logprobs {
+            Some(n) => report(logits, id, n),
+            None => Choice { id, logprob: None, top: Vec::new() },
+        }
     }
 
     fn pick(&mut self, logits: &[f32]) -> u32 {
@@ -213,6 +210,16 @@ fn keep_best(all: &mut Vec<(u32, f32)>, n: usize) {
         all.truncate(n);
     }
     all.sort_unstable_by(better);
+}
+
+/// A token, how likely it was after these logits, and the `n` likeliest.
+pub(crate) fn report(logits: &[f32], id: u32, n: usize) -> Choice {
+    let total = log_sum(logits);
+    let logprob = |id: u32| (f64::from(logits[id as usize]) - total) as f32;
+    let mut order: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &v)| (i as u32, v)).collect();
+    keep_best(&mut order, n);
+    let top = order.into_iter().map(|(token, _)| Logprob { token, logprob: logprob(token) }).collect();
+    Choice { id, logprob: Some(logprob(id)), top }
 }
 
 /// ln Σ eᵛ.

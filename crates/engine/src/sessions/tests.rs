@@ -14,7 +14,7 @@ fn sessions(folder: Option<&tempfile::TempDir>) -> Sessions {
     let model = Arc::new(Model::load(cpu, &checkpoint.unwrap()).unwrap());
     let spare = Engine::spare_bytes(&model);
     model.device().ledger().limit(Share::State, model.state_bytes(3000) + spare);
-    let options = EngineOptions { prefill_chunk: 64, queue: 4, context: 3000 };
+    let options = EngineOptions { prefill_chunk: 64, context: 3000, ..EngineOptions::default() };
     let keep = folder.map(|folder| {
         let store = Store::open(folder.path().to_str().unwrap(), Options::default()).unwrap();
         (store, subject(&model, [7; 32]))

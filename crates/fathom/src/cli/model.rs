@@ -29,6 +29,8 @@ const WORDS: u64 = 32 << 20;
 
 /// Tokens of a prompt that are read at once, where nobody says: the first whose scratch fits.
 const CHUNKS: [usize; 5] = [1024, 768, 512, 256, 128];
+/// Tokens of a request that runs beside one of the whole context, where nobody says.
+const BESIDE: usize = 8192;
 /// What scratch may take, where nobody says how many tokens are read at once.
 const SCRATCH: u64 = 256 << 20;
 
@@ -52,7 +54,7 @@ pub struct Options {
 impl Options {
     /// Tokens of a prompt that are read at once.
     fn chunk(&self, model: &Model<Cpu>) -> usize {
-        let fits = |chunk: &usize| model.scratch_bytes(*chunk) <= SCRATCH;
+        let fits = |chunk: &usize| model.scratch_bytes(*chunk, 1) <= SCRATCH;
         self.prefill_chunk.map_or_else(|| CHUNKS.into_iter().find(fits).unwrap_or(64), |chunk| chunk as usize)
     }
 }
@@ -108,12 +110,24 @@ pub struct Loaded {
     pub plan: Plan,
     /// The most tokens of a session.
     pub context: usize,
-    /// Tokens of a prompt that are read at once.
+    /// The most tokens of prompts that are read at once.
     pub chunk: usize,
+    /// Requests that run at once.
+    pub parallel: usize,
 }
 
-/// Puts the model on the CPU and limits the ledger to what is planned.
+/// Puts the model on the CPU and limits the ledger to what is planned for one request at a time.
 pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<Loaded, Box<dyn std::error::Error>> {
+    load_for(files, options, context, 1)
+}
+
+/// The same for `parallel` requests at once: one of the whole context beside others of [`BESIDE`] tokens.
+pub fn load_for(
+    files: &Files,
+    options: &Options,
+    context: Option<usize>,
+    parallel: usize,
+) -> Result<Loaded, Box<dyn std::error::Error>> {
     let cpu = Cpu::new(CpuOptions {
         threads: options.threads.map(usize::from),
         isa: options.isa.clone(),
@@ -131,8 +145,10 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
     let chunk = options.chunk(&model).min(context);
     let plan = Plan {
         weights: files.checkpoint.weight_bytes(),
-        state: model.state_bytes(context) + Engine::spare_bytes(&model),
-        scratch: model.scratch_bytes(chunk),
+        state: model.state_bytes(context)
+            + (parallel as u64 - 1) * model.state_bytes(context.min(BESIDE))
+            + Engine::spare_bytes(&model),
+        scratch: model.scratch_bytes(chunk + parallel, Engine::logits_rows(parallel)),
         // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads;
         // a token of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
         program: PROGRAM
@@ -144,7 +160,7 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
     let ledger = model.device().ledger();
     ledger.limit(Share::State, plan.state);
     ledger.limit(Share::Scratch, plan.scratch);
-    Ok(Loaded { model: Arc::new(model), plan, context, chunk })
+    Ok(Loaded { model: Arc::new(model), plan, context, chunk, parallel })
 }
 
 impl Loaded {
@@ -155,8 +171,8 @@ impl Loaded {
     }
 
     /// An engine over it, which keeps its sessions in a store if there is one.
-    pub fn engine(&self, queue: usize, keep: Option<Keep>) -> Engine {
-        let options = EngineOptions { prefill_chunk: self.chunk, queue, context: self.context };
-        Engine::start(Arc::clone(&self.model), options, keep)
+    pub fn engine(&self, options: EngineOptions, keep: Option<Keep>) -> Engine {
+        let (prefill_chunk, parallel, context) = (self.chunk, self.parallel, self.context);
+        Engine::start(Arc::clone(&self.model), EngineOptions { prefill_chunk, parallel, context, ..options }, keep)
     }
 }

@@ -3,15 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 
 use super::Outcome;
-use super::model::{Files, Options, load};
+use super::model::{Files, Options, load_for};
 use super::store::StoreOptions;
 use crate::server::{Keys, Limits, Service, serve as listen};
 use crate::ui::say;
-use fathom_engine::Sessions;
+use fathom_engine::{EngineOptions, Sessions};
 
 /// Flags of `fathom serve`.
 #[derive(Debug, clap::Args)]
@@ -32,8 +33,14 @@ pub struct Args {
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     served_model_name: Option<String>,
     /// Requests that run or wait at once
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     requests: u16,
+    /// Requests that run at once, in one pass over the weights for all
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    parallel: u16,
+    /// The most milliseconds that reading prompts may add to the time between two tokens of those who speak
+    #[arg(long, value_name = "MS", default_value_t = 250)]
+    stall: u32,
     /// Think before answering where a request does not say
     #[arg(long)]
     think: bool,
@@ -53,7 +60,8 @@ pub fn serve(args: &Args) -> Outcome {
         return Err(format!("--host {} lets others in: say who may ask with --keys FILE", args.host).into());
     }
     let files = Files::open(args.model.as_deref())?;
-    let loaded = load(&files, &args.options, args.context.map(usize::from))?;
+    let parallel = usize::from(args.parallel);
+    let loaded = load_for(&files, &args.options, args.context.map(usize::from), parallel)?;
     let eos = files.checkpoint.config().eos_token_id;
     let name = args.served_model_name.clone().unwrap_or_else(|| files.name.clone());
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
@@ -61,7 +69,9 @@ pub fn serve(args: &Args) -> Outcome {
     let keep = args.store.keep_if_named(&files, &loaded.model)?;
     let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));
     let prompter = files.prompter()?;
-    let engine = loaded.engine(usize::from(args.requests), keep);
+    let stall = Duration::from_millis(args.stall.into());
+    let options = EngineOptions { stall, queue: usize::from(args.requests), ..EngineOptions::default() };
+    let engine = loaded.engine(options, keep);
     let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
     let sessions = Sessions::new(engine.clone(), stored);
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);

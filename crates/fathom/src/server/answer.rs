@@ -71,6 +71,8 @@ impl Answer {
                 self.begin(total, reused, &mut step)?;
                 step.progress = Some(format!("prefill {done}/{total}"));
             }
+            // Only those get it who ask how likely their prompt is.
+            Event::Read { .. } => {}
             Event::Token { id, .. } if self.stop_tokens.contains(&id) => {}
             Event::Token { id, logprob, top } => {
                 self.begin(0, 0, &mut step)?;

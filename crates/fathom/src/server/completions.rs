@@ -131,9 +131,9 @@ fn start<G: Generate>(
         stop_tokens: stop_tokens.clone(),
         sampling,
         owner,
-        session: None,
         seam: Some(Arc::new(TextSeam(Arc::clone(tokenizer)))),
         explain,
+        ..Request::default()
     };
     let (send, events) = mpsc::unbounded_channel();
     // The engine's thread does nothing but pass events on; nobody there to hear them ends the generation.

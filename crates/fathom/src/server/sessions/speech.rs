@@ -199,6 +199,8 @@ impl<G: Generate> Speech<G> {
     async fn next(&mut self) -> Result<Step, ApiError> {
         let gone = || ApiError::internal("The engine stopped before the answer was complete.");
         match self.events.recv().await.ok_or_else(gone)? {
+            // Only those get it who ask how likely their prompt is.
+            Event::Read { .. } => Ok(Step::Progress(String::new())),
             Event::Queued { ahead } => Ok(Step::Progress(format!("queued, {ahead} ahead"))),
             Event::Prefill { done, total, .. } => Ok(Step::Progress(format!("prefill {done}/{total}"))),
             Event::Token { id, .. } => {

@@ -39,7 +39,8 @@ fn server(folder: Option<&tempfile::TempDir>, keys: Keys) -> (Router, Engine) {
         lasts: None,
         told: Box::new(|_| ()),
     });
-    let engine = Engine::start(model, EngineOptions { prefill_chunk: 256, queue: 4, context: CONTEXT }, keep);
+    let engine =
+        Engine::start(model, EngineOptions { prefill_chunk: 256, context: CONTEXT, ..EngineOptions::default() }, keep);
     let prompter = Prompter::new(Arc::clone(&TOKENIZER), Dialect::Preview);
     let service =
         Service::new(engine.clone(), prompter, "demo", checkpoint.config().eos_token_id, false, Limits::default());
