@@ -8,6 +8,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|body: &[u8]| {
     let served = Served {
         model: "demo".to_owned(),
+        aliases: Vec::new(),
         dialect: Dialect::Current,
         vocab_size: 129_280,
         context: 1 << 20,

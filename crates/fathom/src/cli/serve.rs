@@ -14,6 +14,9 @@ use crate::server::{Keys, Limits, Service, serve as listen};
 use crate::ui::say;
 use fathom_engine::{EngineOptions, Sessions};
 
+/// Answers that one request may ask for, and that wait in the engine's queue: how many requests wait is the server's to limit.
+const CHOICES: usize = 128;
+
 /// Flags of `fathom serve`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -29,9 +32,10 @@ pub struct Args {
     /// as blake3: and 64 hex digits
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// The model's name in the API [default: the folder's name]
-    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    served_model_name: Option<String>,
+    /// The model's names in the API, for clients that ask for one of their own; replies have the first [default: the folder's
+    /// name]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    served_model_name: Vec<String>,
     /// Requests that run or wait at once
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     requests: u16,
@@ -63,19 +67,20 @@ pub fn serve(args: &Args) -> Outcome {
     let parallel = usize::from(args.parallel);
     let loaded = load_for(&files, &args.options, args.context.map(usize::from), parallel)?;
     let eos = files.checkpoint.config().eos_token_id;
-    let name = args.served_model_name.clone().unwrap_or_else(|| files.name.clone());
+    let mut names = args.served_model_name.iter().cloned();
+    let name = names.next().unwrap_or_else(|| files.name.clone());
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     say!("memory: {}", loaded.plan);
     let keep = args.store.keep_if_named(&files, &loaded.model)?;
     let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));
     let prompter = files.prompter()?;
     let stall = Duration::from_millis(args.stall.into());
-    let options = EngineOptions { stall, queue: usize::from(args.requests), ..EngineOptions::default() };
+    let options = EngineOptions { stall, queue: CHOICES * usize::from(args.requests), ..EngineOptions::default() };
     let engine = loaded.engine(options, keep);
     let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
     let sessions = Sessions::new(engine.clone(), stored);
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
-    let service = service.with_keys(keys).with_sessions(sessions);
+    let service = service.with_aliases(names.collect()).with_keys(keys).with_sessions(sessions);
     listen(service, SocketAddr::new(args.host, args.port), |address| {
         say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;

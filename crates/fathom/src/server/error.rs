@@ -21,7 +21,7 @@ pub struct ApiError {
 }
 
 /// The parameters that messages of other crates may name; the first one a message has is at fault.
-const PARAMS: [&str; 21] = [
+const PARAMS: [&str; 26] = [
     "temperature",
     "top_p",
     "top_k",
@@ -33,6 +33,8 @@ const PARAMS: [&str; 21] = [
     "top_logprobs",
     "logprobs",
     "max_tokens",
+    "max_output_tokens",
+    "stop_sequences",
     "stop",
     "stream_options",
     "response_format",
@@ -42,6 +44,9 @@ const PARAMS: [&str; 21] = [
     "reasoning_effort",
     "prefix",
     "messages",
+    "input",
+    "instructions",
+    "thinking",
     "n",
 ];
 
@@ -82,10 +87,10 @@ impl ApiError {
         ApiError { status, code: "model_not_found", ..ApiError::bad(Some("model"), message) }
     }
 
-    /// 503: too many requests wait already.
+    /// 429: too many requests wait already.
     pub fn busy(waiting: usize) -> ApiError {
         let message = format!("The queue is full: {waiting} requests run or wait already. Try again later.");
-        ApiError { status: StatusCode::SERVICE_UNAVAILABLE, message, param: None, code: "queue_full" }
+        ApiError { status: StatusCode::TOO_MANY_REQUESTS, message, param: None, code: "queue_full" }
     }
 
     /// 500: a failure that is not the client's.
@@ -107,7 +112,7 @@ impl ApiError {
             EngineError::Sampling { parameter, .. } => ApiError::bad(Some(parameter), message),
             EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::bad(Some("messages"), message),
             EngineError::PromptTooLong { .. } => ApiError::too_long(message),
-            EngineError::QueueFull { .. } => unavailable("queue_full"),
+            EngineError::QueueFull { .. } => ApiError::other(StatusCode::TOO_MANY_REQUESTS, "queue_full", message),
             EngineError::ShuttingDown => unavailable("shutting_down"),
             EngineError::Memory { .. } => ApiError::bad(Some("max_tokens"), message),
             EngineError::NoSession { .. } => ApiError::other(StatusCode::NOT_FOUND, "no_such_session", message),
@@ -143,7 +148,7 @@ impl From<EngineError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.body())).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
         }
         response

@@ -1,19 +1,27 @@
-//! HTTP: the OpenAI chat API and sessions over a model, on one machine, for one queue.
+//! HTTP: the dialects of OpenAI and Anthropic, and sessions, over one model.
 
-mod answer;
+mod body;
+mod chat;
 mod completions;
+mod dialect;
 mod error;
+mod events;
 mod generate;
 mod keys;
+mod messages;
+mod reply;
 mod request;
+mod responses;
 mod serve;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod transfer;
 
+pub use chat::parse_chat;
 pub use error::ApiError;
 pub use generate::Generate;
 pub use keys::Keys;
-pub use request::{ChatRequest, Served, parse_chat};
+pub use request::{ChatRequest, Served};
 pub use serve::{Limits, Service, router, serve};

@@ -16,8 +16,13 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::completions::{completions, now};
+use super::chat::Chat;
+use super::completions::completions;
+use super::messages::{Messages, count_tokens};
+use super::reply::{now, reply};
+use super::responses::Responses;
 use super::sessions;
+use super::tokens::{detokenize, tokenize};
 use super::{ApiError, Generate, Keys, Served};
 use crate::Error;
 use crate::chat::Prompter;
@@ -62,6 +67,7 @@ impl<G: Generate> Service<G> {
     pub fn new(engine: G, prompter: Prompter, model: &str, eos: u32, thinking: bool, limits: Limits) -> Service<G> {
         let served = Served {
             model: model.to_owned(),
+            aliases: Vec::new(),
             dialect: prompter.dialect(),
             vocab_size: engine.vocab_size(),
             context: engine.context(),
@@ -71,6 +77,12 @@ impl<G: Generate> Service<G> {
         let slots = Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)));
         let (keys, sessions, work, started) = (Keys::default(), None, Arc::new(()), now());
         Service { engine, prompter, served, eos, limits, keys, sessions, slots, work, started }
+    }
+
+    /// Lets requests call the model by other names too.
+    pub fn with_aliases(mut self, aliases: Vec<String>) -> Service<G> {
+        self.served.aliases = aliases;
+        self
     }
 
     /// Asks for API keys, if there are any.
@@ -91,9 +103,8 @@ impl<G: Generate> Service<G> {
         Arc::clone(&self.work)
     }
 
-    fn card(&self) -> Value {
+    fn card(&self, id: &str) -> Value {
         let context = self.served.context;
-        let id = &self.served.model;
         json!({"id": id, "object": "model", "created": self.started, "owned_by": "deepseek-ai", "max_model_len": context})
     }
 }
@@ -101,7 +112,13 @@ impl<G: Generate> Service<G> {
 /// The routes of the API.
 pub fn router<G: Generate>(service: Arc<Service<G>>) -> Router {
     Router::new()
-        .route("/v1/chat/completions", post(completions::<G>))
+        .route("/v1/chat/completions", post(reply::<G, Chat>))
+        .route("/v1/responses", post(reply::<G, Responses>))
+        .route("/v1/messages", post(reply::<G, Messages>))
+        .route("/v1/messages/count_tokens", post(count_tokens::<G>))
+        .route("/v1/completions", post(completions::<G>))
+        .route("/tokenize", post(tokenize::<G>))
+        .route("/detokenize", post(detokenize::<G>))
         .route("/v1/models", get(models::<G>))
         .route("/v1/models/{model}", get(model::<G>))
         .route("/health", get(health::<G>))
@@ -120,7 +137,9 @@ async fn models<G: Generate>(
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     service.keys.owner(&headers)?;
-    Ok(Json(json!({"object": "list", "data": [service.card()]})))
+    let names = std::iter::once(&service.served.model).chain(&service.served.aliases);
+    let data: Vec<Value> = names.map(|name| service.card(name)).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
 }
 
 async fn model<G: Generate>(
@@ -130,10 +149,8 @@ async fn model<G: Generate>(
 ) -> Result<Json<Value>, ApiError> {
     service.keys.owner(&headers)?;
     let Path(model) = model.map_err(|error| ApiError::bad(Some("model"), format!("{}.", error.body_text())))?;
-    if model != service.served.model {
-        return Err(ApiError::no_such_model(&model, &service.served.model));
-    }
-    Ok(Json(service.card()))
+    service.served.check_name(&model)?;
+    Ok(Json(service.card(&model)))
 }
 
 async fn health<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Value> {

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::keep::{export, import, pin, remove, snapshot, snapshot_id, snapshots};
 use self::speech::{append, generate};
-use super::completions::read_in_time;
+use super::body::read_in_time;
 use super::request::typed;
 use super::{ApiError, Generate, Service};
 

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::{Answer, Caller, blocking, describe, json_or_nothing};
 use crate::chat::{Effort, Message, Output, Piece, Prompter, Role, explain};
-use crate::server::completions::KEEP_ALIVE;
+use crate::server::reply::KEEP_ALIVE;
 use crate::server::{ApiError, Generate, Service};
 
 /// What to read, in one of three forms, and how to go on from it.
