@@ -220,7 +220,7 @@ impl Bench {
     /// All of a session from a store that is opened for it, and the seconds that took.
     fn resume(&self, all: &[u32]) -> (State<Cpu>, f64) {
         let start = Instant::now();
-        let found = resume(&self.model, &self.open("long"), &self.subject, all).expect("resumed");
+        let found = resume(&self.model, &self.open("long"), &self.subject, all, 0).expect("resumed");
         let state = found.resumed.expect("a session").state;
         assert_eq!(state.position(), all.len());
         (state, start.elapsed().as_secs_f64())

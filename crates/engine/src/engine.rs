@@ -9,7 +9,7 @@ use std::time::Duration;
 use fathom_kernels::Device;
 use fathom_model::Model;
 
-use crate::keeper::{Keep, Keeper, Settle, Wish};
+use crate::keeper::{Desk, Keep, Keeper, Wish};
 use crate::worker::{ROWS, Worker};
 use crate::{Error, Event, Owner, Request, SnapshotError, Usage};
 
@@ -172,7 +172,7 @@ impl Shared {
 pub struct Engine {
     shared: Arc<Shared>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
-    settle: Option<Settle>,
+    desk: Option<Arc<dyn Desk>>,
 }
 
 impl Engine {
@@ -190,14 +190,14 @@ impl Engine {
             vocab: config.vocab_size,
         });
         let keeper = keep.map(|keep| Keeper::start(Arc::clone(&model), keep));
-        let settle = keeper.as_ref().map(Keeper::settle);
+        let desk = keeper.as_ref().map(Keeper::desk);
         let worker = Worker::new(model, Arc::clone(&shared), keeper);
         let closing = CloseOnPanic(Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
             let _closing = closing;
             worker.run();
         });
-        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))), settle }
+        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))), desk }
     }
 
     /// Bytes of state that an engine can use beside a session of the whole context: for states that others go on from, and for
@@ -262,8 +262,15 @@ impl Engine {
 
     /// Makes sure that nothing more of a session is written, so that its snapshots can be removed.
     pub(crate) fn settle(&self, owner: &Owner, session: &str) {
-        if let Some(settle) = &self.settle {
-            settle(owner, session);
+        if let Some(desk) = &self.desk {
+            desk.settle(owner, session);
+        }
+    }
+
+    /// Has what is stored of some tokens stored under a session's name too, soon.
+    pub(crate) fn copy(&self, owner: &Owner, session: &str, tokens: Arc<Vec<u32>>) {
+        if let Some(desk) = &self.desk {
+            desk.copy(owner, session, tokens);
         }
     }
 

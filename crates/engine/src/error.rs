@@ -74,6 +74,21 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// There is nothing to keep of a session.
+    #[error("session {name:?} has no tokens yet, and nothing to save; append something first")]
+    EmptySession {
+        /// The name.
+        name: String,
+    },
+    /// A session that is in no store yet.
+    #[error("session {name:?} has no snapshot to pin yet; save one first")]
+    NotStored {
+        /// The name.
+        name: String,
+    },
+    /// More sessions than can be held, and none that is stored and could make way.
+    #[error("there are too many sessions that are not stored; delete some")]
+    TooManySessions,
     /// A name that no session can have.
     #[error("{name:?} is no name for a session: it takes 1 to 64 letters, digits, dots, dashes and underscores")]
     SessionName {

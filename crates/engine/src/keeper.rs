@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fathom_kernels::Device;
 use fathom_model::{Model, State};
-use fathom_store::{NewSnapshot, Saved, Store, Subject};
+use fathom_store::{Namespace, NewSnapshot, Saved, Store, Subject};
 
 use crate::kept::Kept;
 use crate::lookup::Lookup;
@@ -65,18 +65,39 @@ pub(crate) struct Wish {
     pub told: Box<dyn FnOnce(Result<Saved, SnapshotError>) + Send>,
 }
 
-/// See [`Keeper::settle`].
-pub(crate) type Settle = Arc<dyn Fn(&Owner, &str) + Send + Sync>;
+/// What those who have no model ask of a keeper.
+pub(crate) trait Desk: Send + Sync {
+    /// Makes sure that nothing more of a session is written: what waits is not, and what is being written is waited for.
+    fn settle(&self, owner: &Owner, session: &str);
+
+    /// Has what is stored of some tokens, if it is stored, stored as a session of another name too.
+    fn copy(&self, owner: &Owner, session: &str, tokens: Arc<Vec<u32>>);
+}
 
 struct Job<D: Device> {
     owner: Owner,
     session: Option<Arc<str>>,
-    state: State<D>,
     timeline: Arc<Vec<u32>>,
-    logits: Vec<f32>,
-    end: bool,
-    fate: Arc<Fate>,
-    wish: Option<Wish>,
+    what: What<D>,
+}
+
+/// What is to be written.
+enum What<D: Device> {
+    /// A state that has seen the first of the timeline's tokens.
+    State { state: State<D>, logits: Vec<f32>, end: bool, fate: Arc<Fate>, wish: Option<Wish> },
+    /// What is stored of the timeline already, under the session's name.
+    Copy,
+}
+
+impl<D: Device> Job<D> {
+    fn is_of(&self, owner: &Owner, session: &str) -> bool {
+        self.owner == *owner && self.session.as_deref() == Some(session)
+    }
+
+    /// Whether somebody waits for it.
+    fn is_wished(&self) -> bool {
+        matches!(self.what, What::State { wish: Some(_), .. })
+    }
 }
 
 struct Jobs<D: Device> {
@@ -98,6 +119,24 @@ impl<D: Device> Queue<D> {
 
     fn wait_while(&self, condition: impl Fn(&Jobs<D>) -> bool) -> MutexGuard<'_, Jobs<D>> {
         self.changed.wait_while(self.lock(), |jobs| condition(jobs)).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<D: Device> Desk for Queue<D> {
+    fn settle(&self, owner: &Owner, session: &str) {
+        self.lock().waiting.retain(|job| !job.is_of(owner, session) || job.is_wished());
+        let at_work = |jobs: &Jobs<D>| {
+            let written = jobs.writing.as_ref();
+            written.is_some_and(|(of, name)| of == owner && name.as_deref() == Some(session))
+                || jobs.waiting.iter().any(|job| job.is_of(owner, session))
+        };
+        drop(self.wait_while(|jobs| at_work(jobs) && !jobs.closed));
+    }
+
+    fn copy(&self, owner: &Owner, session: &str, tokens: Arc<Vec<u32>>) {
+        let job = Job { owner: owner.clone(), session: Some(session.into()), timeline: tokens, what: What::Copy };
+        self.lock().waiting.push_back(job);
+        self.changed.notify_all();
     }
 }
 
@@ -148,29 +187,22 @@ impl<D: Device> Keeper<D> {
     /// Has a state written. Where too many wait already, one of them is not; one that somebody asked for is waited for.
     pub(crate) fn save(&self, kept: &Kept<D>, wish: Option<Wish>) {
         let Ok(state) = self.model.fork(&kept.state) else { return };
-        let job = Job {
-            owner: kept.owner.clone(),
-            session: kept.session.clone(),
-            state,
-            timeline: Arc::clone(&kept.timeline),
-            logits: kept.logits.clone(),
-            end: kept.end,
-            fate: Arc::clone(&kept.fate),
-            wish,
-        };
-        let crowded =
-            |jobs: &Jobs<D>| jobs.waiting.len() >= WAITING && jobs.waiting.iter().all(|job| job.wish.is_some());
-        let mut jobs = self.queue.wait_while(|jobs| crowded(jobs) && !jobs.closed);
+        let fate = Arc::clone(&kept.fate);
+        let what = What::State { state, logits: kept.logits.clone(), end: kept.end, fate: Arc::clone(&fate), wish };
+        let (owner, session) = (kept.owner.clone(), kept.session.clone());
+        let job = Job { owner, session, timeline: Arc::clone(&kept.timeline), what };
+        let full = |jobs: &Jobs<D>| states(&jobs.waiting).count() >= WAITING;
+        let mut jobs = self.queue.wait_while(|jobs| full(jobs) && least(&jobs.waiting).is_none() && !jobs.closed);
         if jobs.closed {
             return;
         }
-        if jobs.waiting.len() >= WAITING
+        if full(&jobs)
             && let Some(at) = least(&jobs.waiting)
-            && let Some(oldest) = jobs.waiting.remove(at)
+            && let Some(Job { what: What::State { fate, .. }, .. }) = jobs.waiting.remove(at)
         {
-            oldest.fate.set(Fate::NEW);
+            fate.set(Fate::NEW);
         }
-        job.fate.set(Fate::WAITS);
+        fate.set(Fate::WAITS);
         jobs.waiting.push_back(job);
         self.queue.changed.notify_all();
     }
@@ -183,18 +215,9 @@ impl<D: Device> Keeper<D> {
         was_busy
     }
 
-    /// What makes sure that nothing more of a session is written: what waits is not, and what is being written is waited for.
-    pub(crate) fn settle(&self) -> Settle {
-        let queue = Arc::clone(&self.queue);
-        Arc::new(move |owner, name| {
-            let of = |whose: &Owner, session: &Option<Arc<str>>| whose == owner && session.as_deref() == Some(name);
-            queue.lock().waiting.retain(|job| !of(&job.owner, &job.session) || job.wish.is_some());
-            let at_work = |jobs: &Jobs<D>| {
-                jobs.writing.as_ref().is_some_and(|(owner, session)| of(owner, session))
-                    || jobs.waiting.iter().any(|job| of(&job.owner, &job.session))
-            };
-            drop(queue.wait_while(|jobs| at_work(jobs) && !jobs.closed));
-        })
+    /// For those who have no model.
+    pub(crate) fn desk(&self) -> Arc<dyn Desk> {
+        Arc::clone(&self.queue) as Arc<dyn Desk>
     }
 
     /// What looks into the store.
@@ -203,10 +226,18 @@ impl<D: Device> Keeper<D> {
     }
 }
 
+/// Those that hold memory, where they wait, and whether they are only on the way.
+fn states<D: Device>(waiting: &VecDeque<Job<D>>) -> impl Iterator<Item = (usize, &Job<D>, bool)> {
+    waiting.iter().enumerate().filter_map(|(at, job)| match job.what {
+        What::State { end, .. } => Some((at, job, !end)),
+        What::Copy => None,
+    })
+}
+
 /// Which of those that wait is missed least: one that is only on the way, or else the oldest; none that was asked for.
 fn least<D: Device>(waiting: &VecDeque<Job<D>>) -> Option<usize> {
-    let on_the_way = waiting.iter().position(|job| job.wish.is_none() && !job.end);
-    on_the_way.or_else(|| waiting.iter().position(|job| job.wish.is_none()))
+    let free = || states(waiting).filter(|(_, job, _)| !job.is_wished());
+    free().find(|(.., on_the_way)| *on_the_way).or_else(|| free().next()).map(|(at, ..)| at)
 }
 
 /// The next that waits; none once the keeper is gone and all is written.
@@ -219,24 +250,41 @@ fn next<D: Device>(queue: &Queue<D>) -> Option<Job<D>> {
 }
 
 fn write<D: Device>(model: &Model<D>, keep: &Keep, job: Job<D>) {
-    let Job { owner, session, state, timeline, logits, end, fate, wish } = job;
-    let name = session.map(|session| names::stored(&session, end));
+    let Job { owner, session, timeline, what } = job;
+    let namespace = keep.store.namespace(&owner.0).map_err(SnapshotError::from);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let new = NewSnapshot {
-        tokens: &timeline[..state.position()],
-        name: name.as_deref(),
-        pinned: wish.as_ref().is_some_and(|wish| wish.pinned),
-        expires: keep.lasts.map(|lasts| (now + lasts).as_secs()),
-        parent: None,
-    };
-    let saved = keep.store.namespace(&owner.0).map_err(SnapshotError::from);
-    let saved = saved.and_then(|namespace| save(model, &state, &logits, &namespace, &keep.subject, &new));
-    fate.set(if saved.is_ok() { Fate::SAVED } else { Fate::NEW });
-    drop(state);
-    (keep.told)(&saved);
-    if let Some(wish) = wish {
-        (wish.told)(saved);
+    let new = NewSnapshot { expires: keep.lasts.map(|lasts| (now + lasts).as_secs()), ..NewSnapshot::default() };
+    match what {
+        What::State { state, logits, end, fate, wish } => {
+            let name = session.map(|session| names::stored(&session, end));
+            let pinned = wish.as_ref().is_some_and(|wish| wish.pinned);
+            let new = NewSnapshot { tokens: &timeline[..state.position()], name: name.as_deref(), pinned, ..new };
+            let saved = namespace.and_then(|namespace| save(model, &state, &logits, &namespace, &keep.subject, &new));
+            fate.set(if saved.is_ok() { Fate::SAVED } else { Fate::NEW });
+            drop(state);
+            (keep.told)(&saved);
+            if let Some(wish) = wish {
+                (wish.told)(saved);
+            }
+        }
+        What::Copy => {
+            let new = NewSnapshot { tokens: &timeline, name: session.as_deref(), ..new };
+            let saved = namespace.and_then(|namespace| copy(&namespace, &keep.subject, new));
+            // What is not stored is with the session's first request.
+            if let Some(saved) = saved.transpose() {
+                (keep.told)(&saved);
+            }
+        }
     }
+}
+
+/// Stores what is stored of some tokens once more, as the new snapshot says.
+fn copy(namespace: &Namespace, subject: &Subject, new: NewSnapshot<'_>) -> Result<Option<Saved>, SnapshotError> {
+    let best = namespace.find(subject, new.tokens)?.best;
+    let Some(best) = best.filter(|best| best.position == new.tokens.len()) else { return Ok(None) };
+    let tail = namespace.load(&best.id)?.tail;
+    let new = NewSnapshot { parent: Some(best.id), ..new };
+    Ok(Some(namespace.save(subject, &new, &mut |_| Err("it was there just now".into()), &tail)?))
 }
 
 impl<D: Device> Drop for Keeper<D> {

@@ -82,17 +82,12 @@ impl<D: Device> Lookup<D> {
     fn fill(&self, found: &mut Found<D>, have: usize) -> Result<(), SnapshotError> {
         let request = &found.asked.request;
         let namespace = self.store.namespace(&request.owner.0)?;
-        let known = namespace.find(&self.subject, &request.prompt)?;
-        let longer = known.best.is_some_and(|best| best.position > have);
-        let mut miss = known.miss;
-        if longer {
-            let resume = resume(&self.model, &namespace, &self.subject, &request.prompt)?;
-            (found.resumed, miss) = (resume.resumed, resume.miss);
-        }
+        let resume = resume(&self.model, &namespace, &self.subject, &request.prompt, have)?;
+        found.resumed = resume.resumed;
         if found.resumed.is_none() && !found.joined {
-            found.seam = join(&namespace, request, have, miss.as_ref());
+            found.seam = join(&namespace, request, have, resume.miss.as_ref());
         }
-        found.missed = miss.and_then(|miss| in_words(&namespace, request, miss));
+        found.missed = resume.miss.and_then(|miss| in_words(&namespace, request, miss));
         Ok(())
     }
 }

@@ -46,8 +46,8 @@ pub(crate) enum Phase {
     Following { leader: u64, mark: usize },
     /// It reads its prompt.
     Reading,
-    /// It speaks: `next` is its next token, which it has told and has not read.
-    Speaking { sampler: Box<Sampler>, next: u32 },
+    /// It speaks: `next` is its next token, which it has told and has not read, and `heard` whether anybody listened.
+    Speaking { sampler: Box<Sampler>, next: u32, heard: bool },
 }
 
 /// What a request does in a pass.

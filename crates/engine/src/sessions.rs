@@ -8,12 +8,17 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use fathom_store::{Id, Namespace, NewSnapshot, Saved, Snapshot, Store, Subject};
+use fathom_store::{Id, Namespace, Saved, Snapshot, Store, Subject};
 
 use crate::engine::Past;
 use crate::{Engine, Error, Event, Finish, Owner, Request, names};
 
 mod turn;
+
+/// Tokens of sessions that are held in memory at most, all together: those that are stored make way for others.
+const HELD: usize = if cfg!(test) { 10_000 } else { 16 << 20 };
+/// What a session counts for beside its tokens.
+const SESSION: usize = 64;
 
 use turn::Turn;
 
@@ -69,7 +74,7 @@ impl Sessions {
     /// A new session without tokens.
     ///
     /// # Errors
-    /// [`Error::SessionName`], [`Error::SessionExists`].
+    /// [`Error::SessionName`], [`Error::SessionExists`], [`Error::TooManySessions`].
     pub fn create(&self, owner: &Owner, name: Option<&str>) -> Result<Session, Error> {
         self.insert(owner, name, Arc::default(), None)
     }
@@ -108,8 +113,7 @@ impl Sessions {
     /// [`Error::NoSession`], [`Error::Store`].
     pub fn get(&self, owner: &Owner, name: &str) -> Result<Session, Error> {
         let entry = self.entry(owner, name)?;
-        let snapshots = self.stored(owner)?.remove(name).unwrap_or_default();
-        Ok(describe(name.to_owned(), &entry, &snapshots))
+        Ok(describe(name.to_owned(), &entry, &self.stored_of(owner, name)?))
     }
 
     /// Its tokens.
@@ -143,7 +147,8 @@ impl Sessions {
     /// Another session with the first `position` tokens of this one, or all, under a name of its own.
     ///
     /// # Errors
-    /// [`Error::NoSession`], [`Error::Position`], [`Error::SessionExists`], [`Error::SessionName`].
+    /// [`Error::NoSession`], [`Error::Position`], [`Error::SessionExists`], [`Error::SessionName`],
+    /// [`Error::TooManySessions`].
     pub fn fork(&self, owner: &Owner, name: &str, position: Option<usize>, to: Option<&str>) -> Result<Session, Error> {
         let tokens = self.entry(owner, name)?.tokens;
         let position = position.unwrap_or(tokens.len());
@@ -154,7 +159,7 @@ impl Sessions {
         self.branch(owner, to, tokens, Some((name.to_owned(), position)))
     }
 
-    /// A session that has tokens. If its state is stored it is so under the new name too, and outlives the program.
+    /// A session that has tokens. If its state is stored it soon is so under the new name too, and outlives the program.
     fn branch(
         &self,
         owner: &Owner,
@@ -162,13 +167,9 @@ impl Sessions {
         tokens: Arc<Vec<u32>>,
         parent: Option<(String, usize)>,
     ) -> Result<Session, Error> {
-        let mut session = self.insert(owner, name, Arc::clone(&tokens), parent)?;
-        if let Some((_, subject)) = &self.0.keep {
-            let namespace = self.namespace(owner)?;
-            // Where the store fails, the session is there all the same, until the program ends.
-            if keep_fork(&namespace, subject, &tokens, &session.name).unwrap_or(false) {
-                session.snapshots.push(tokens.len());
-            }
+        let session = self.insert(owner, name, Arc::clone(&tokens), parent)?;
+        if !tokens.is_empty() {
+            self.0.engine.copy(owner, &session.name, tokens);
         }
         Ok(session)
     }
@@ -243,8 +244,8 @@ impl Sessions {
     /// Saves a session as it is now. `told` hears what came of it, on a thread of the engine's.
     ///
     /// # Errors
-    /// [`Error::NoStore`], [`Error::NoSession`], [`Error::SessionBusy`], [`Error::EmptyPrompt`] for one without tokens, and
-    /// what [`Engine::submit`] says.
+    /// [`Error::NoStore`], [`Error::NoSession`], [`Error::SessionBusy`], [`Error::EmptySession`], and what [`Engine::submit`]
+    /// says.
     pub fn snapshot(
         &self,
         owner: &Owner,
@@ -255,6 +256,9 @@ impl Sessions {
         self.0.keep.as_ref().ok_or(Error::NoStore)?;
         let turn = self.turn(owner, name)?;
         let prompt = turn.before.to_vec();
+        if prompt.is_empty() {
+            return Err(Error::EmptySession { name: name.to_owned() });
+        }
         let (owner, session) = (owner.clone(), Some(Arc::from(name)));
         let request = Request { prompt: prompt.clone(), max_tokens: Some(0), owner, session, ..Request::default() };
         let sink = turn.follow(prompt, |_| ControlFlow::Continue(()));
@@ -278,9 +282,8 @@ impl Sessions {
         let tokens = Arc::new(namespace.tokens(id)?);
         let own = snapshot.name.as_deref().filter(|own| Session::check_name(own).is_ok());
         let free = own.filter(|own| !self.table().contains_key(&(owner.clone(), (*own).to_owned())));
-        let newest = |own: &&str| {
-            self.stored(owner).is_ok_and(|all| all.get(*own).and_then(|s| head(s)).is_some_and(|h| h.id == *id))
-        };
+        let newest =
+            |own: &&str| self.stored_of(owner, own).is_ok_and(|all| head(&all).is_some_and(|head| head.id == *id));
         if let (None, Some(own)) = (name, free.filter(newest)) {
             // It is that session, which nobody had in memory.
             self.entry(owner, own)?;
@@ -293,12 +296,13 @@ impl Sessions {
     /// Pins or frees all snapshots of a session.
     ///
     /// # Errors
-    /// [`Error::NoStore`], [`Error::NoSession`] if it has none, [`Error::Store`].
+    /// [`Error::NoStore`], [`Error::NoSession`], [`Error::NotStored`] if there is nothing to pin, [`Error::Store`].
     pub fn pin(&self, owner: &Owner, name: &str, pinned: bool) -> Result<(), Error> {
         let namespace = self.namespace(owner)?;
-        let snapshots = self.stored(owner)?.remove(name).unwrap_or_default();
-        if snapshots.is_empty() {
-            return Err(Error::NoSession { name: name.to_owned() });
+        self.entry(owner, name)?;
+        let snapshots = self.stored_of(owner, name)?;
+        if pinned && snapshots.is_empty() {
+            return Err(Error::NotStored { name: name.to_owned() });
         }
         snapshots.iter().try_for_each(|snapshot| namespace.pin(&snapshot.id, pinned))?;
         Ok(())
@@ -345,12 +349,23 @@ impl Sessions {
     /// All snapshots that have names, by them.
     fn stored(&self, owner: &Owner) -> Result<HashMap<String, Vec<Snapshot>>, Error> {
         let mut all: HashMap<String, Vec<Snapshot>> = HashMap::new();
-        let Some((_, subject)) = &self.0.keep else { return Ok(all) };
-        for snapshot in self.namespace(owner)?.list()? {
-            if let (Some(name), true) = (&snapshot.name, snapshot.subject == *subject) {
-                all.entry(Session::of_stored(name).0.to_owned()).or_default().push(snapshot);
-            }
+        for snapshot in self.stored_where(owner, |_| true)? {
+            let name = snapshot.name.as_deref().map_or("", |name| Session::of_stored(name).0);
+            all.entry(name.to_owned()).or_default().push(snapshot);
         }
+        Ok(all)
+    }
+
+    /// The snapshots of one session.
+    fn stored_of(&self, owner: &Owner, name: &str) -> Result<Vec<Snapshot>, Error> {
+        self.stored_where(owner, |session| session == name)
+    }
+
+    fn stored_where(&self, owner: &Owner, wanted: impl Fn(&str) -> bool) -> Result<Vec<Snapshot>, Error> {
+        let Some((_, subject)) = &self.0.keep else { return Ok(Vec::new()) };
+        let of = |name: Option<&str>| name.is_some_and(|name| wanted(Session::of_stored(name).0));
+        let mut all = self.namespace(owner)?.list_named(of)?;
+        all.retain(|snapshot| snapshot.subject == *subject);
         Ok(all)
     }
 
@@ -360,8 +375,10 @@ impl Sessions {
         if let Some(entry) = self.table().get(&key) {
             return Ok(entry.clone());
         }
-        let missing = || Error::NoSession { name: name.to_owned() };
-        let snapshots = self.stored(owner)?.remove(name).ok_or_else(missing)?;
+        let snapshots = self.stored_of(owner, name)?;
+        if snapshots.is_empty() {
+            return Err(Error::NoSession { name: name.to_owned() });
+        }
         let entry = match head(&snapshots) {
             Some(head) => {
                 let tokens = Arc::new(self.namespace(owner)?.tokens(&head.id)?);
@@ -370,7 +387,42 @@ impl Sessions {
             // Its first request did not come to its end.
             None => Entry::new(Arc::default(), None),
         };
-        Ok(self.table().entry(key).or_insert(entry).clone())
+        let entry = self.table().entry(key).or_insert(entry).clone();
+        // This one was asked for: whether others can go does not matter to it.
+        let _ = self.make_room();
+        Ok(entry)
+    }
+
+    /// Lets sessions that are stored go from memory, those first that were not used for longest, while too many tokens are held.
+    fn make_room(&self) -> Result<(), Error> {
+        let weight = |entry: &Entry| entry.tokens.len() + SESSION;
+        let (mut held, mut idle) = {
+            let table = self.table();
+            let held: usize = table.values().map(weight).sum();
+            if held <= HELD {
+                return Ok(());
+            }
+            let idle = table.iter().filter(|(_, entry)| !entry.busy).map(|(key, entry)| (key.clone(), entry.clone()));
+            (held, idle.collect::<Vec<_>>())
+        };
+        idle.sort_by_key(|(_, entry)| entry.used);
+        for (key, entry) in idle {
+            let stored = self.stored_of(&key.0, &key.1)?;
+            let Some(head) = head(&stored).filter(|head| head.position == entry.tokens.len()) else { continue };
+            if self.namespace(&key.0)?.tokens(&head.id)? != *entry.tokens {
+                continue;
+            }
+            let mut table = self.table();
+            if table.get(&key).is_some_and(|now| !now.busy && Arc::ptr_eq(&now.tokens, &entry.tokens)) {
+                table.remove(&key);
+                held -= weight(&entry);
+            }
+            drop(table);
+            if held <= HELD {
+                return Ok(());
+            }
+        }
+        Err(Error::TooManySessions)
     }
 
     fn insert(
@@ -380,9 +432,13 @@ impl Sessions {
         tokens: Arc<Vec<u32>>,
         parent: Option<(String, usize)>,
     ) -> Result<Session, Error> {
+        self.make_room()?;
+        // One that is made up is nobody's.
+        let taken = match name {
+            Some(name) => Session::check_name(name).and_then(|()| Ok(!self.stored_of(owner, name)?.is_empty()))?,
+            None => false,
+        };
         let name = name.map_or_else(names::random, str::to_owned);
-        Session::check_name(&name)?;
-        let taken = self.stored(owner)?.contains_key(&name);
         let mut table = self.table();
         let key = (owner.clone(), name.clone());
         if taken || table.contains_key(&key) {
@@ -412,7 +468,7 @@ impl Sessions {
             return Ok(());
         }
         let namespace = self.namespace(owner)?;
-        for snapshot in self.stored(owner)?.remove(name).unwrap_or_default() {
+        for snapshot in self.stored_of(owner, name)? {
             if snapshot.position > position {
                 namespace.remove(&snapshot.id)?;
             }
@@ -446,17 +502,6 @@ fn describe(name: String, entry: &Entry, stored: &[Snapshot]) -> Session {
         snapshots,
         pinned: stored.iter().any(|snapshot| snapshot.pinned),
     }
-}
-
-/// Stores the state after some tokens under another name, if it is stored; says whether it was.
-fn keep_fork(namespace: &Namespace, subject: &Subject, tokens: &[u32], name: &str) -> Result<bool, Error> {
-    let Some(best) = namespace.find(subject, tokens)?.best.filter(|best| best.position == tokens.len()) else {
-        return Ok(false);
-    };
-    let tail = namespace.load(&best.id)?.tail;
-    let new = NewSnapshot { tokens, name: Some(name), parent: Some(best.id), ..NewSnapshot::default() };
-    namespace.save(subject, &new, &mut |_| Err("it was there just now".into()), &tail)?;
-    Ok(true)
 }
 
 fn now() -> u64 {

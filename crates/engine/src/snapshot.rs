@@ -55,7 +55,7 @@ pub struct Resumed<D: Device> {
 /// What a store had for some tokens.
 #[derive(Debug)]
 pub struct Resume<D: Device> {
-    /// The longest there was, if any.
+    /// The longest there was, if any that is long enough.
     pub resumed: Option<Resumed<D>>,
     /// Why it is not longer; none if it has all.
     pub miss: Option<Miss>,
@@ -63,7 +63,8 @@ pub struct Resume<D: Device> {
     pub lost: Vec<fathom_store::Error>,
 }
 
-/// The longest snapshot whose tokens are the first of `tokens`, as a session. A damaged one is passed over for the next best.
+/// The longest snapshot whose tokens are the first of `tokens`, as a session, if it has more than `have` of them. A damaged one is
+/// passed over for the next best.
 ///
 /// # Errors
 /// The store could not be asked, or the ledger has no room. A caller that can compute goes on without.
@@ -72,11 +73,13 @@ pub fn resume<D: Device>(
     namespace: &Namespace,
     subject: &Subject,
     tokens: &[u32],
+    have: usize,
 ) -> Result<Resume<D>, SnapshotError> {
     let mut lost = Vec::new();
     loop {
         let found = namespace.find(subject, tokens)?;
-        let Some(best) = found.best else { return Ok(Resume { resumed: None, miss: found.miss, lost }) };
+        let longer = found.best.filter(|best| best.position > have);
+        let Some(best) = longer else { return Ok(Resume { resumed: None, miss: found.miss, lost }) };
         match load(model, namespace, best.id, best.position) {
             Ok(resumed) => return Ok(Resume { resumed: Some(resumed), miss: found.miss, lost }),
             // The store has forgotten it, and finds another or none. One that it does not forget would be found for ever.

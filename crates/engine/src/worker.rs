@@ -449,23 +449,22 @@ impl<D: Device> Worker<D> {
             running.usage.missed = Some(missed);
         }
         let sampler = Box::new(Sampler::new(running.asked.request.sampling.clone()));
-        running.phase = Phase::Speaking { sampler, next: 0 };
+        running.phase = Phase::Speaking { sampler, next: 0, heard: true };
         self.choose(running)
     }
 
     /// A token of the answer has been read.
     fn spoke(&mut self, running: &mut Running<D>, out: Vec<f32>) -> Option<Finish> {
-        if let Phase::Speaking { next, .. } = running.phase {
-            running.tokens.push(next);
-        }
         running.logits = out;
-        self.choose(running)
+        let Phase::Speaking { next, heard, .. } = running.phase else { return None };
+        running.tokens.push(next);
+        if heard { self.choose(running) } else { Some(Finish::Cancelled) }
     }
 
     /// Chooses the next token, or ends.
     fn choose(&self, running: &mut Running<D>) -> Option<Finish> {
         let request = &running.asked.request;
-        let Phase::Speaking { sampler, next } = &mut running.phase else { return None };
+        let Phase::Speaking { sampler, next, heard } = &mut running.phase else { return None };
         if request.max_tokens.is_some_and(|most| running.usage.generated_tokens >= most) {
             return Some(Finish::Length);
         }
@@ -478,7 +477,9 @@ impl<D: Device> Worker<D> {
         }
         running.usage.generated_tokens += 1;
         *next = id;
-        (running.asked.sink)(Event::Token { id, logprob, top }).is_break().then_some(Finish::Cancelled)
+        // Also what nobody listens to any more is read: the session has the token, and its state is to have seen it.
+        *heard = (running.asked.sink)(Event::Token { id, logprob, top }).is_continue();
+        None
     }
 
     /// Ends a request.

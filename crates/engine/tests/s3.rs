@@ -2,7 +2,7 @@
 //!
 //! `moto_server -p 5000` (PyPI `moto[server]`), then
 //! `FATHOM_TEST_S3=127.0.0.1:5000 cargo test --release -p fathom-engine --features s3 --test s3`. Without that variable the
-//! test says that it was skipped.
+//! test says that it was skipped. `FATHOM_TEST_TIMES=100` looks at all positions 1 to 700.
 #![cfg(feature = "s3")]
 #![allow(missing_docs)]
 
@@ -10,6 +10,7 @@ mod common;
 #[path = "../../store/tests/common/proxy.rs"]
 mod proxy;
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 
 use common::*;
@@ -17,7 +18,13 @@ use fathom_store::{Error, Store};
 use proxy::{Mode, Proxy};
 
 const MORE: usize = 40;
+/// Where the proxy spoils what it can.
 const POSITIONS: [usize; 10] = [1, 31, 32, 33, 127, 128, 129, 402, 700, 1030];
+
+/// Where sessions are saved, and restored by way of an honest proxy.
+fn saved() -> BTreeSet<usize> {
+    (1..=700).step_by(97usize.div_ceil(times())).chain(POSITIONS).collect()
+}
 
 /// The child half of the test below, with the variables set; alone it does nothing.
 #[test]
@@ -35,13 +42,20 @@ fn through_the_proxy() {
         };
         let ns = open();
         let mut state = loaded.model.new_state().unwrap();
-        for p in POSITIONS {
+        for p in saved() {
             let from = state.position();
             let logits = loaded.read(&mut state, &tokens[from..p]);
             loaded.save(&state, &tokens[..p], &logits, &ns).unwrap();
         }
         drop(ns);
-        let modes = [Mode::Honest, Mode::Sometimes, Mode::Slow, Mode::Spoil];
+        let ns = open();
+        for p in saved() {
+            let (got, reused, why) = loaded.answer(&ns, &tokens[..p], &tokens[p..p + MORE]);
+            assert_eq!((reused, why), (p, None));
+            assert!(same(&got, &rows[p - 1..p + MORE]), "position {p}");
+        }
+        drop(ns);
+        let modes = [Mode::Sometimes, Mode::Slow, Mode::Spoil];
         for (mode, p) in modes.into_iter().flat_map(|mode| POSITIONS.map(|p| (mode, p))) {
             // The slow ones take their time; one short and one with a page will do.
             if mode == Mode::Slow && p != 33 && p != 1030 {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::index::Entry;
 use crate::load::read_tokens;
 use crate::marks::Mark;
 use crate::save::check_name;
@@ -68,10 +69,19 @@ impl Namespace {
     /// # Errors
     /// [`Error::Access`].
     pub fn list(&self) -> Result<Vec<Snapshot>, Error> {
+        self.list_named(|_| true)
+    }
+
+    /// Those of them whose name, if they have one, is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Access`].
+    pub fn list_named(&self, wanted: impl Fn(Option<&str>) -> bool) -> Result<Vec<Snapshot>, Error> {
         self.space.refresh_if_stale()?;
         let now = crate::backend::now();
         let index = lock(&self.space.index);
-        let mut all: Vec<_> = index.entries.iter().filter(|(_, entry)| !entry.expired(now)).collect();
+        let of = |entry: &Entry| !entry.expired(now) && wanted(entry.name());
+        let mut all: Vec<_> = index.entries.iter().filter(|(_, entry)| of(entry)).collect();
         all.sort_by_key(|(id, entry)| (std::cmp::Reverse(entry.last_use()), **id));
         Ok(all.into_iter().map(|(id, entry)| entry.snapshot(*id)).collect())
     }

@@ -232,3 +232,50 @@ fn what_is_past_is_past() {
     second.0.engine.drain();
     assert_eq!(second.namespace(&me).unwrap().list().unwrap(), []);
 }
+
+#[test]
+fn those_that_are_stored_make_way() {
+    let (folder, me) = (tempfile::tempdir().unwrap(), Owner::default());
+    let all = sessions(Some(&folder));
+    for i in 0..12 {
+        let name = i.to_string();
+        all.create(&me, Some(&name)).unwrap();
+        go_on(&all, &name, &[&[i], &prompt(1100)[..]].concat(), 3);
+        let (tell, told) = mpsc::channel();
+        all.snapshot(&me, &name, false, move |saved| tell.send(saved).unwrap()).unwrap();
+        told.recv().unwrap().unwrap();
+    }
+    let held = all.table().len();
+    assert!(held < 12, "{held}");
+    assert_eq!(all.list(&me).unwrap().len(), 12);
+    let (said, usage) = go_on(&all, "0", &[], 5);
+    assert_eq!(usage.reused_tokens, 1104);
+    assert_eq!(said, alone(&[&[0], &prompt(1100)[..]].concat(), 8)[3..]);
+
+    // Nothing is stored of those: they stay, and there is an end of them.
+    let all = sessions(None);
+    let full = (0..).find_map(|_| all.create(&me, None).err()).unwrap();
+    assert!(matches!(full, Error::TooManySessions), "{full}");
+    assert_eq!(all.list(&me).unwrap().len(), 1 + HELD / SESSION);
+}
+
+#[test]
+fn a_fork_is_stored_if_its_state_is() {
+    let (folder, me) = (tempfile::tempdir().unwrap(), Owner::default());
+    let all = sessions(Some(&folder));
+    all.create(&me, Some("a")).unwrap();
+    assert!(matches!(all.pin(&me, "a", true), Err(Error::NotStored { .. })));
+    all.pin(&me, "a", false).unwrap();
+    go_on(&all, "a", &prompt(1100), 20);
+    all.0.engine.drain();
+    let all = sessions(Some(&folder));
+    all.fork(&me, "a", Some(1100), Some("here")).unwrap();
+    all.fork(&me, "a", Some(1105), Some("not here")).unwrap_err();
+    all.fork(&me, "a", Some(1105), Some("not-here")).unwrap();
+    all.0.engine.drain();
+    let all = sessions(Some(&folder));
+    assert_eq!(all.get(&me, "here").unwrap().snapshots, [1100]);
+    assert!(matches!(all.get(&me, "not-here"), Err(Error::NoSession { .. })));
+    let (said, usage) = go_on(&all, "here", &[], 20);
+    assert_eq!((usage.reused_tokens, said), (1100, alone(&prompt(1100), 20)));
+}

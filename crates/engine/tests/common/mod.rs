@@ -95,7 +95,7 @@ impl Loaded {
     }
 
     pub fn resume(&self, ns: &Namespace, tokens: &[u32]) -> Result<Resume<Cpu>, SnapshotError> {
-        resume(&self.model, ns, &self.subject, tokens)
+        resume(&self.model, ns, &self.subject, tokens, 0)
     }
 
     /// Goes on from the longest that is stored of `prompt`, reads the rest of it, then `more` one by one. The logits after

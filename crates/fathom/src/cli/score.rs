@@ -107,7 +107,7 @@ impl Stored {
             return Ok(None);
         }
         let wanted = &prompt[..prompt.len().min(self.save_at.unwrap_or(usize::MAX))];
-        let found = resume(model, &self.namespace, &self.subject, wanted);
+        let found = resume(model, &self.namespace, &self.subject, wanted, 0);
         let (resumed, why) = match found {
             // What the store cannot give is computed.
             Err(e) => (None, Some(e.to_string())),

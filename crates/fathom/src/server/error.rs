@@ -118,6 +118,11 @@ impl ApiError {
             EngineError::NoSession { .. } => ApiError::other(StatusCode::NOT_FOUND, "no_such_session", message),
             EngineError::SessionExists { .. } => ApiError::other(StatusCode::CONFLICT, "session_exists", message),
             EngineError::SessionBusy { .. } => ApiError::other(StatusCode::CONFLICT, "session_busy", message),
+            EngineError::EmptySession { .. } => ApiError::other(StatusCode::CONFLICT, "session_empty", message),
+            EngineError::NotStored { .. } => ApiError::other(StatusCode::CONFLICT, "session_not_stored", message),
+            EngineError::TooManySessions => {
+                ApiError::other(StatusCode::INSUFFICIENT_STORAGE, "too_many_sessions", message)
+            }
             EngineError::SessionName { .. } => ApiError::bad(Some("name"), message),
             EngineError::Position { .. } => ApiError::bad(Some("position"), message),
             EngineError::NoStore => ApiError::other(StatusCode::CONFLICT, "no_store", message),
