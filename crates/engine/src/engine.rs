@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fathom_kernels::Device;
+use fathom_kernels::{Device, Holding, Ledger, Share};
 use fathom_model::Model;
 
 use crate::keeper::{Desk, Keep, Keeper, Wish};
@@ -172,6 +172,7 @@ impl Shared {
 pub struct Engine {
     shared: Arc<Shared>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    ledger: Ledger,
     desk: Option<Arc<dyn Desk>>,
 }
 
@@ -191,13 +192,14 @@ impl Engine {
         });
         let keeper = keep.map(|keep| Keeper::start(Arc::clone(&model), keep));
         let desk = keeper.as_ref().map(Keeper::desk);
+        let ledger = model.device().ledger().clone();
         let worker = Worker::new(model, Arc::clone(&shared), keeper);
         let closing = CloseOnPanic(Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
             let _closing = closing;
             worker.run();
         });
-        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))), desk }
+        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))), ledger, desk }
     }
 
     /// Bytes of state that an engine can use beside a session of the whole context: for states that others go on from, and for
@@ -318,6 +320,11 @@ impl Engine {
     pub fn load(&self) -> (usize, usize) {
         let queue = self.shared.lock();
         (queue.waiting.len(), queue.running)
+    }
+
+    /// Who holds how much of the device's memory.
+    pub fn memory(&self) -> Vec<Holding> {
+        Share::ALL.map(|share| self.ledger.holding(share)).to_vec()
     }
 
     /// Takes no more requests, finishes those it has, and stops the thread.

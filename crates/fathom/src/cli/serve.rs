@@ -1,7 +1,7 @@
-//! `fathom serve`: the OpenAI chat API and sessions over HTTP.
+//! `fathom serve`: the APIs of OpenAI and Anthropic, and sessions, over HTTP.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use clap::builder::NonEmptyStringValueParser;
 use super::Outcome;
 use super::model::{Files, Options, load_for};
 use super::store::StoreOptions;
-use crate::server::{Keys, Limits, Service, serve as listen};
+use crate::server::{KeyLimits, Keys, Limits, Log, Service, serve as listen};
 use crate::ui::say;
 use fathom_engine::{EngineOptions, Sessions};
 
@@ -45,6 +45,25 @@ pub struct Args {
     /// The most milliseconds that reading prompts may add to the time between two tokens of those who speak
     #[arg(long, value_name = "MS", default_value_t = 250)]
     stall: u32,
+    /// The seconds that a prompt is read on after its client has left, for the same request to find it read
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    linger: u32,
+    /// Requests in a minute that one key may send [default: any number]
+    #[arg(long, value_name = "N")]
+    key_rate: Option<NonZeroU32>,
+    /// Requests of one key that run or wait at once [default: as many as of all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    key_requests: Option<u16>,
+    /// How replies are logged, on standard error
+    #[arg(long, value_enum, default_value_t = Log::None)]
+    log: Log,
+    /// A TOML file of these options, by their names; flags come before the environment (FATHOM_PORT for --port), and that before
+    /// the file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the options as they came to be, as such a file, and end
+    #[arg(long)]
+    pub(super) print_config: bool,
     /// Think before answering where a request does not say
     #[arg(long)]
     think: bool,
@@ -77,10 +96,17 @@ pub fn serve(args: &Args) -> Outcome {
     let stall = Duration::from_millis(args.stall.into());
     let options = EngineOptions { stall, queue: CHOICES * usize::from(args.requests), ..EngineOptions::default() };
     let engine = loaded.engine(options, keep);
-    let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
+    let linger = Duration::from_secs(args.linger.into());
+    let each_key = KeyLimits { rate: args.key_rate, at_once: args.key_requests.map(usize::from) };
+    let limits = Limits { requests: usize::from(args.requests), linger, each_key, ..Limits::default() };
     let sessions = Sessions::new(engine.clone(), stored);
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
-    let service = service.with_aliases(names.collect()).with_keys(keys).with_sessions(sessions);
+    let service = service
+        .with_aliases(names.collect())
+        .with_keys(keys)
+        .with_sessions(sessions)
+        .with_plan(loaded.plan.total())
+        .with_log(args.log);
     listen(service, SocketAddr::new(args.host, args.port), |address| {
         say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;

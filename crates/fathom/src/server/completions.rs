@@ -80,7 +80,7 @@ pub(super) async fn completions<G: Generate>(
 ) -> Result<Response, ApiError> {
     let owner = service.keys.owner(request.headers())?;
     let body = read_in_time(request.into_body(), service.limits.body).await?;
-    let slot = service.take_slot()?;
+    let slot = service.take_slot(&owner)?;
     let work = service.work();
     let encoder = Arc::clone(&service);
     let encoded = tokio::task::spawn_blocking(move || encode(&encoder, owner, &body));

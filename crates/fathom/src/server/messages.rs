@@ -118,9 +118,9 @@ pub(super) async fn count_tokens<G: Generate>(
 }
 
 async fn count<G: Generate>(service: Arc<Service<G>>, request: HttpRequest<Body>) -> Result<Response, ApiError> {
-    service.keys.owner(request.headers())?;
+    let owner = service.keys.owner(request.headers())?;
     let body = read_in_time(request.into_body(), service.limits.body).await?;
-    let _slot = service.take_slot()?;
+    let _slot = service.take_slot(&owner)?;
     let counted = tokio::task::spawn_blocking(move || {
         let request = Messages::understand(parsed(&body)?, &service.served)?;
         Ok(render(&service, &request)?.len())

@@ -54,7 +54,7 @@ where
     let owner = service.keys.owner(request.headers())?;
     let body = read_in_time(request.into_body(), service.limits.body).await?;
     // Not before: who sends half a request takes nobody's place.
-    let slot = service.take_slot()?;
+    let slot = service.take_slot(&owner)?;
     let work = service.work();
     // A million tokens take a while to encode: not on a thread that answers others.
     let encoder = Arc::clone(&service);

@@ -73,9 +73,9 @@ async fn with_body<G: Generate>(
     request: HttpRequest<Body>,
     answer: impl FnOnce(&Service<G>, Value) -> Result<Value, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    service.keys.owner(request.headers())?;
+    let owner = service.keys.owner(request.headers())?;
     let body = read_in_time(request.into_body(), service.limits.body).await?;
-    let _slot = service.take_slot()?;
+    let _slot = service.take_slot(&owner)?;
     let answered = tokio::task::spawn_blocking(move || answer(&service, parsed(&body)?)).await;
     Ok(Json(answered.map_err(|_| ApiError::internal("Reading the request failed."))??).into_response())
 }

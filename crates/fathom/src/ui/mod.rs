@@ -4,7 +4,7 @@ mod memory;
 mod out;
 mod progress;
 
-pub use memory::{Plan, forget_peak, peak_rss};
+pub use memory::{Plan, forget_peak, peak_rss, rss};
 pub use out::out;
 pub(crate) use out::say;
 pub use progress::Progress;

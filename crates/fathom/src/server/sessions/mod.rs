@@ -130,7 +130,7 @@ struct Position {
 
 async fn rewind<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>, body: Body) -> Answer {
     let Position { position } = json_body(&service, body).await?;
-    let (slot, work) = (service.take_slot()?, service.work());
+    let (slot, work) = (service.take_slot(&owner)?, service.work());
     let (send, mut events) = mpsc::unbounded_channel();
     let (tell, told) = oneshot::channel();
     let of = (owner.clone(), name.clone());

@@ -123,7 +123,7 @@ pub(super) async fn generate<G: Generate>(
 
 /// Lets a session read and speak.
 async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String, more: More) -> Answer {
-    let slot = service.take_slot()?;
+    let slot = service.take_slot(&owner)?;
     let work = service.work();
     let (send, events) = mpsc::unbounded_channel();
     let (stream, tokenizer) = (more.stream, Arc::clone(service.prompter.tokenizer()));
