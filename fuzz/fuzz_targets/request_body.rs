@@ -2,7 +2,7 @@
 #![no_main]
 
 use fathom::chat::Dialect;
-use fathom::server::{Served, parse_chat};
+use fathom::server::{Served, parse_chat, parse_messages, parse_responses};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|body: &[u8]| {
@@ -15,7 +15,9 @@ fuzz_target!(|body: &[u8]| {
         thinking: true,
         tools: true,
     };
-    if let Err(refusal) = parse_chat(body, &served) {
-        assert!(!refusal.message.is_empty());
+    for parse in [parse_chat, parse_messages, parse_responses] {
+        if let Err(refusal) = parse(body, &served) {
+            assert!(!refusal.message.is_empty());
+        }
     }
 });

@@ -14,11 +14,15 @@ import argparse
 import anthropic
 
 QUESTION = "The code of Anna is 48213. What is the code of Anna?"
+# Long enough for its state to be worth keeping.
+SYSTEM = "Be brief. " * 20
 WEATHER = {
     "name": "weather",
     "description": "Tells the weather of a city.",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
+# Newer clients know no temperature.
+GREEDY = {"temperature": 0}
 NO_THINKING = {"type": "disabled"}
 THINKING = {"type": "enabled", "budget_tokens": 1024}
 
@@ -32,15 +36,16 @@ def text_of(message):
 
 
 def chat(client, model):
-    ask = dict(model=model, max_tokens=100, messages=user(QUESTION), temperature=0, thinking=NO_THINKING)
-    message = client.messages.create(**ask, system="Be brief.")
+    ask = dict(model=model, max_tokens=100, messages=user(QUESTION), extra_body=GREEDY, thinking=NO_THINKING)
+    message = client.messages.create(**ask, system=SYSTEM)
     assert message.type == "message" and message.role == "assistant" and message.stop_reason in ("end_turn", "max_tokens")
     assert "48213" in text_of(message), message
-    assert message.usage.input_tokens > 0 and message.usage.output_tokens > 0
-    again = client.messages.create(**ask, system="Be brief.")
+    usage = message.usage
+    assert usage.input_tokens + usage.cache_read_input_tokens > 0 and usage.output_tokens > 0
+    again = client.messages.create(**ask, system=SYSTEM)
     assert text_of(again) == text_of(message)
     assert again.usage.cache_read_input_tokens > 0, again.usage
-    with client.messages.stream(**ask, system="Be brief.") as stream:
+    with client.messages.stream(**ask, system=SYSTEM) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_message()
     assert kinds[0] == "message_start" and kinds[-1] == "message_stop", kinds
@@ -50,7 +55,7 @@ def chat(client, model):
 
 
 def thinking(client, model):
-    ask = dict(model=model, max_tokens=60, messages=user(QUESTION), temperature=0, thinking=THINKING)
+    ask = dict(model=model, max_tokens=60, messages=user(QUESTION), extra_body=GREEDY, thinking=THINKING)
     with client.messages.stream(**ask) as stream:
         for _ in stream:
             pass
@@ -63,7 +68,7 @@ def thinking(client, model):
 
 
 def tools(client, model, expect):
-    ask = dict(model=model, max_tokens=200, temperature=0, thinking=NO_THINKING, tools=[WEATHER])
+    ask = dict(model=model, max_tokens=200, extra_body=GREEDY, thinking=NO_THINKING, tools=[WEATHER])
     messages = user("What is the weather in Bern?")
     message = client.messages.create(**ask, messages=messages)
     calls = [block for block in message.content if block.type == "tool_use"]
@@ -88,7 +93,7 @@ def counts(client, model):
 
 
 def stops(client, model):
-    ask = dict(model=model, messages=user(QUESTION), temperature=0, thinking=NO_THINKING)
+    ask = dict(model=model, messages=user(QUESTION), extra_body=GREEDY, thinking=NO_THINKING)
     message = client.messages.create(**ask, max_tokens=100, stop_sequences=["482"])
     assert message.stop_reason == "stop_sequence" and message.stop_sequence == "482", message
     assert "482" not in text_of(message)
@@ -107,7 +112,7 @@ def errors(client, model):
         raise AssertionError(f"{change} was accepted")
 
     refused(anthropic.NotFoundError, "claude", model="claude")
-    refused(anthropic.BadRequestError, "temperature", temperature=3)
+    refused(anthropic.BadRequestError, "temperature", extra_body={"temperature": 3})
     refused(anthropic.BadRequestError, "messages", messages=[])
     refused(anthropic.BadRequestError, "image", messages=user([
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}]))

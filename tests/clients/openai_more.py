@@ -12,6 +12,8 @@ import concurrent.futures
 import openai
 
 QUESTION = "The code of Anna is 48213. What is the code of Anna?"
+# Long enough for its state to be worth keeping.
+SYSTEM = "Be brief. " * 20
 WEATHER = {
     "type": "function",
     "name": "weather",
@@ -23,10 +25,10 @@ WEATHER = {
 
 def responses(client, model, expect):
     ask = dict(model=model, max_output_tokens=100, temperature=0, reasoning={"effort": "none"})
-    whole = client.responses.create(**ask, input=QUESTION, instructions="Be brief.")
+    whole = client.responses.create(**ask, input=QUESTION, instructions=SYSTEM)
     assert whole.status in ("completed", "incomplete") and "48213" in whole.output_text, whole
     assert whole.usage.output_tokens > 0
-    events = list(client.responses.create(**ask, input=QUESTION, instructions="Be brief.", stream=True))
+    events = list(client.responses.create(**ask, input=QUESTION, instructions=SYSTEM, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert events[0].type == "response.created" and events[-1].type in ("response.completed", "response.incomplete")
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")

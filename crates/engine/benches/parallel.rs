@@ -29,7 +29,8 @@ fn main() {
     for temperature in [0.0, 1.0] {
         let mut alone = 0.0;
         for parallel in counts() {
-            let options = EngineOptions { parallel, stall: Duration::from_secs(10), queue: parallel, ..EngineOptions::default() };
+            let options =
+                EngineOptions { parallel, stall: Duration::from_secs(10), queue: parallel, ..EngineOptions::default() };
             let engine = Engine::start(Arc::clone(&model), options, None);
             let (send, events) = mpsc::channel();
             for i in 0..parallel {

@@ -28,6 +28,7 @@ const TEXT: &str = "this model reads and writes text only";
 
 /// OpenAI's chat, as one reply is written in it.
 pub(super) struct Chat {
+    stream: bool,
     include_usage: bool,
     /// Choices that have not ended.
     open: usize,
@@ -60,12 +61,11 @@ impl Dialect for Chat {
     }
 
     fn new(request: &ConversationRequest, choices: usize) -> Chat {
-        let include_usage = request.stream && request.response_options.include_usage;
-        Chat { include_usage, open: choices, usage: None }
+        let include_usage = request.response_options.include_usage;
+        Chat { stream: request.stream, include_usage, open: choices, usage: None }
     }
 
-    /// The usage of all choices comes with the last: OpenAI sends it in a chunk of its own, without choices, and only if asked;
-    /// DeepSeek in the last one.
+    /// The usage of all choices comes with the last. OpenAI streams it in a chunk of its own, without choices, and only if asked.
     fn shape(&mut self, choice: usize, mut chunk: ChatCompletionChunk) -> Vec<ChatCompletionChunk> {
         chunk.choices.iter_mut().for_each(|one| one.index = choice as u32);
         if let Some(Some(usage)) = chunk.usage.take() {
@@ -76,8 +76,11 @@ impl Dialect for Chat {
             });
         }
         let total = if self.open == 0 { self.usage.take() } else { None };
-        if !self.include_usage {
+        if !self.stream {
             chunk.usage = total.map(Some);
+            return vec![chunk];
+        }
+        if !self.include_usage {
             return vec![chunk];
         }
         chunk.usage = Some(None);

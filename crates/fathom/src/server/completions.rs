@@ -217,6 +217,8 @@ impl Writing {
             Event::Prefill { done, total, .. } => progress = Some(format!("prefill {done}/{total}")),
             Event::Failed(_) => {}
             Event::Read { id, logprob, top } => text.read(id, logprob, &top),
+            // What comes until the engine hears that it is enough.
+            Event::Token { .. } if text.finish.is_some() => {}
             Event::Token { id, logprob, top } => {
                 self.usage.generated += 1;
                 text.push(id, logprob, &top);
@@ -363,9 +365,6 @@ impl Text {
 
     fn push(&mut self, id: u32, logprob: Option<f32>, top: &[Logprob]) {
         self.begin();
-        if self.finish.is_some() {
-            return;
-        }
         if let Some(logprobs) = &mut self.logprobs {
             logprobs.add(&self.tokenizer, id, logprob, top);
         }

@@ -23,7 +23,7 @@ pub struct ApiError {
 }
 
 /// The parameters that messages of other crates may name; the first one a message has is at fault.
-const PARAMS: [&str; 26] = [
+const PARAMS: [&str; 24] = [
     "temperature",
     "top_p",
     "top_k",
@@ -46,8 +46,6 @@ const PARAMS: [&str; 26] = [
     "reasoning_effort",
     "prefix",
     "messages",
-    "input",
-    "instructions",
     "thinking",
     "n",
 ];

@@ -38,6 +38,14 @@ const FORMAT: &str =
 /// Anthropic's messages, as one is written.
 pub(super) struct Messages;
 
+/// Reads the body of a request to `/v1/messages`. Fields nobody knows are ignored.
+///
+/// # Errors
+/// As [`parse_chat`](super::parse_chat).
+pub fn parse_messages(body: &[u8], served: &Served) -> Result<ChatRequest, ApiError> {
+    Messages::understand(parsed(body)?, served)
+}
+
 impl Dialect for Messages {
     type Request = MessagesRequest;
     const ID: &'static str = "msg_";
@@ -122,7 +130,7 @@ async fn count<G: Generate>(service: Arc<Service<G>>, request: HttpRequest<Body>
     let body = read_in_time(request.into_body(), service.limits.body).await?;
     let _slot = service.take_slot(&owner)?;
     let counted = tokio::task::spawn_blocking(move || {
-        let request = Messages::understand(parsed(&body)?, &service.served)?;
+        let request = parse_messages(&body, &service.served)?;
         Ok(render(&service, &request)?.len())
     });
     let tokens: Result<usize, ApiError> =

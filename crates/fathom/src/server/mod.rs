@@ -28,6 +28,8 @@ pub use error::ApiError;
 pub use generate::Generate;
 pub use keys::Keys;
 pub use log::Log;
+pub use messages::parse_messages;
 pub use rates::KeyLimits;
 pub use request::{ChatRequest, Served};
+pub use responses::parse_responses;
 pub use serve::{Limits, Service, router, serve};

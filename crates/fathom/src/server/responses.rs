@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::ApiError;
 use super::dialect::{Dialect, Unsupported, never, only_free_text, only_text, refuse};
-use super::request::{ChatRequest, Served, understand};
+use super::request::{ChatRequest, Served, json as parsed, understand};
 
 /// What the Responses API has and we have not.
 const UNSUPPORTED: [Unsupported; 7] = [
@@ -25,6 +25,14 @@ const STORED: &str = "no responses are stored; send the whole conversation as 'i
 /// OpenAI's responses, as one is written.
 pub(super) struct Responses;
 
+/// Reads the body of a request to `/v1/responses`. Fields nobody knows are ignored.
+///
+/// # Errors
+/// As [`parse_chat`](super::parse_chat).
+pub fn parse_responses(body: &[u8], served: &Served) -> Result<ChatRequest, ApiError> {
+    Responses::understand(parsed(body)?, served)
+}
+
 impl Dialect for Responses {
     type Request = ResponsesRequest;
     const ID: &'static str = "resp_";
@@ -33,7 +41,12 @@ impl Dialect for Responses {
         refuse(&body, &UNSUPPORTED)?;
         only_free_text("text.format", &body["text"]["format"])?;
         only_text("input", &body["input"])?;
-        understand::<ResponsesRequest>(&body, served)
+        understand::<ResponsesRequest>(&body, served).map_err(|error| match error.param.as_deref() {
+            // So they are called here.
+            Some("messages") => ApiError { param: Some("input".into()), ..error },
+            Some("max_tokens") => ApiError { param: Some("max_output_tokens".into()), ..error },
+            _ => error,
+        })
     }
 
     fn new(_: &ConversationRequest, _: usize) -> Responses {

@@ -11,9 +11,9 @@ use tower::ServiceExt;
 use super::sessions::{call, server};
 use crate::server::Keys;
 
-/// A prompt of some 4,000 tokens.
+/// A prompt of some 5,000 tokens.
 fn long() -> Value {
-    let text: String = (0..400).map(|i| format!("Line {i} says nothing about {}. ", i * i)).collect();
+    let text: String = (0..270).map(|i| format!("Line {i} says nothing about {}. ", i * i)).collect();
     json!({"model": "demo", "messages": [{"role": "user", "content": text}], "max_tokens": 3, "temperature": 0})
 }
 
@@ -98,8 +98,7 @@ async fn it_can_be_seen_and_stopped() {
 #[tokio::test]
 async fn numbers_for_operators() {
     let (router, _engine) = server(None, Keys::default());
-    let body =
-        json!({"model": "demo", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0});
+    let body = json!({"model": "demo", "messages": [{"role": "user", "content": "Hello, you. ".repeat(30)}], "max_tokens": 4, "temperature": 0});
     call(&router, "POST", "/v1/chat/completions", body).await;
     call(&router, "POST", "/v1/chat/completions", json!({"model": "other", "messages": []})).await;
     assert_eq!(number(&router, "fathom_requests_total").await, 1.0);
