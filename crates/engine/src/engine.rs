@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use fathom_kernels::{Device, Holding, Ledger, Share};
 use fathom_model::Model;
+use fathom_store::ImportLimits;
 
 use crate::keeper::{Desk, Keep, Keeper, Wish};
+use crate::snapshot::import_limits;
 use crate::worker::{ROWS, Worker};
 use crate::{Error, Event, Owner, Request, SnapshotError, Usage};
 
@@ -85,6 +87,7 @@ pub(crate) struct Shared {
     changed: Condvar,
     counts: Mutex<Counts>,
     pub(crate) options: EngineOptions,
+    import: ImportLimits,
     vocab: usize,
 }
 
@@ -188,6 +191,7 @@ impl Engine {
             changed: Condvar::new(),
             counts: Mutex::default(),
             options: EngineOptions { context, parallel: options.parallel.max(1), ..options },
+            import: import_limits(&model, context),
             vocab: config.vocab_size,
         });
         let keeper = keep.map(|keep| Keeper::start(Arc::clone(&model), keep));
@@ -262,10 +266,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes sure that nothing more of a session is written, so that its snapshots can be removed.
-    pub(crate) fn settle(&self, owner: &Owner, session: &str) {
+    /// Makes sure that nothing of a session beyond a position is written any more, so that its snapshots there can be removed,
+    /// and waits until the rest of it is.
+    pub(crate) fn settle(&self, owner: &Owner, session: &str, position: usize) {
         if let Some(desk) = &self.desk {
-            desk.settle(owner, session);
+            desk.settle(owner, session, position);
         }
     }
 
@@ -304,6 +309,11 @@ impl Engine {
             Some(position) => Err(Error::Token { token: request.prompt[position], position, vocab }),
             None => Ok(()),
         }
+    }
+
+    /// What a file may hold to be a session of this model's.
+    pub(crate) fn import_limits(&self) -> ImportLimits {
+        self.shared.import
     }
 
     /// `vocab_size`.

@@ -95,6 +95,18 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// Somebody reads a snapshot that was to go.
+    #[error("snapshot {id} is being read; try again when that is over")]
+    SnapshotInUse {
+        /// Its identity.
+        id: String,
+    },
+    /// A file that cannot be taken in.
+    #[error("the file was not imported: {problem}")]
+    Import {
+        /// What is wrong with it.
+        problem: String,
+    },
     /// No snapshot of that identity.
     #[error("there is no snapshot {id}")]
     NoSnapshot {
@@ -124,6 +136,11 @@ impl From<fathom_store::Error> for Error {
     fn from(e: fathom_store::Error) -> Self {
         match e {
             fathom_store::Error::NoSnapshot { id, .. } => Error::NoSnapshot { id: id.to_string() },
+            fathom_store::Error::InUse { id } => Error::SnapshotInUse { id: id.to_string() },
+            fathom_store::Error::Import { problem } => Error::Import { problem },
+            e @ (fathom_store::Error::Stream { .. } | fathom_store::Error::Newer { .. }) => {
+                Error::Import { problem: e.to_string() }
+            }
             e => Error::Store(e.to_string()),
         }
     }

@@ -10,14 +10,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fathom_kernels::Device;
 use fathom_model::{Model, State};
-use fathom_store::{Namespace, NewSnapshot, Saved, Store, Subject};
+use fathom_store::{Id, Namespace, NewSnapshot, Saved, Store, Subject};
 
 use crate::kept::Kept;
 use crate::lookup::Lookup;
 use crate::snapshot::{SnapshotError, save};
-use crate::{Owner, names};
+use crate::{Owner, Session, names};
 
-/// States that wait to be written at most. When a store is slower than that, one of them is not written: see [`least`].
+/// States on the way through a prompt that wait to be written at most: when a store is slower than that, the oldest is not
+/// written. Those at an end all are, while there is memory for them.
 const WAITING: usize = 2;
 
 /// Where an engine keeps its sessions.
@@ -67,8 +68,9 @@ pub(crate) struct Wish {
 
 /// What those who have no model ask of a keeper.
 pub(crate) trait Desk: Send + Sync {
-    /// Makes sure that nothing more of a session is written: what waits is not, and what is being written is waited for.
-    fn settle(&self, owner: &Owner, session: &str);
+    /// Makes sure that nothing of a session beyond a position is written any more, and waits until the rest of it is, and all
+    /// copies of the owner's: then snapshots can be removed.
+    fn settle(&self, owner: &Owner, session: &str, position: usize);
 
     /// Has what is stored of some tokens, if it is stored, stored as a session of another name too.
     fn copy(&self, owner: &Owner, session: &str, tokens: Arc<Vec<u32>>);
@@ -94,16 +96,34 @@ impl<D: Device> Job<D> {
         self.owner == *owner && self.session.as_deref() == Some(session)
     }
 
+    /// How many tokens it has.
+    fn position(&self) -> usize {
+        match &self.what {
+            What::State { state, .. } => state.position(),
+            What::Copy => self.timeline.len(),
+        }
+    }
+
     /// Whether somebody waits for it.
     fn is_wished(&self) -> bool {
         matches!(self.what, What::State { wish: Some(_), .. })
+    }
+
+    fn is_on_the_way(&self) -> bool {
+        matches!(self.what, What::State { end: false, wish: None, .. })
+    }
+
+    fn is_copy(&self) -> bool {
+        matches!(self.what, What::Copy)
     }
 }
 
 struct Jobs<D: Device> {
     waiting: VecDeque<Job<D>>,
-    /// Whose state is being written, of which session.
-    writing: Option<(Owner, Option<Arc<str>>)>,
+    /// Whose state is being written, of which session, and whether it is copied.
+    writing: Option<(Owner, Option<Arc<str>>, bool)>,
+    /// How many were written.
+    written: u64,
     closed: bool,
 }
 
@@ -123,12 +143,14 @@ impl<D: Device> Queue<D> {
 }
 
 impl<D: Device> Desk for Queue<D> {
-    fn settle(&self, owner: &Owner, session: &str) {
-        self.lock().waiting.retain(|job| !job.is_of(owner, session) || job.is_wished());
+    fn settle(&self, owner: &Owner, session: &str, position: usize) {
+        let past = |job: &Job<D>| job.is_of(owner, session) && job.position() > position && !job.is_wished();
+        self.lock().waiting.retain(|job| !past(job));
+        let concerns = |job: &Job<D>| job.is_of(owner, session) || job.is_copy() && job.owner == *owner;
         let at_work = |jobs: &Jobs<D>| {
             let written = jobs.writing.as_ref();
-            written.is_some_and(|(of, name)| of == owner && name.as_deref() == Some(session))
-                || jobs.waiting.iter().any(|job| job.is_of(owner, session))
+            written.is_some_and(|(of, name, is_copy)| of == owner && (*is_copy || name.as_deref() == Some(session)))
+                || jobs.waiting.iter().any(concerns)
         };
         drop(self.wait_while(|jobs| at_work(jobs) && !jobs.closed));
     }
@@ -147,6 +169,7 @@ impl<D: Device> Drop for Done<'_, D> {
     fn drop(&mut self) {
         let mut jobs = self.0.lock();
         jobs.writing = None;
+        jobs.written += 1;
         // Were the thread to end by a panic, nobody would write what comes.
         jobs.closed |= std::thread::panicking();
         self.0.changed.notify_all();
@@ -164,7 +187,7 @@ pub(crate) struct Keeper<D: Device> {
 
 impl<D: Device> Keeper<D> {
     pub(crate) fn start(model: Arc<Model<D>>, keep: Keep) -> Self {
-        let jobs = Jobs { waiting: VecDeque::new(), writing: None, closed: false };
+        let jobs = Jobs { waiting: VecDeque::new(), writing: None, written: 0, closed: false };
         let queue = Arc::new(Queue { jobs: Mutex::new(jobs), changed: Condvar::new() });
         let (store, subject) = (keep.store.clone(), keep.subject.clone());
         let writer = (Arc::clone(&model), Arc::clone(&queue));
@@ -184,35 +207,39 @@ impl<D: Device> Keeper<D> {
         (WAITING as u64 + 1) * model.state_bytes(1)
     }
 
-    /// Has a state written. Where too many wait already, one of them is not; one that somebody asked for is waited for.
+    /// Has a state written.
     pub(crate) fn save(&self, kept: &Kept<D>, wish: Option<Wish>) {
         let Ok(state) = self.model.fork(&kept.state) else { return };
-        let fate = Arc::clone(&kept.fate);
-        let what = What::State { state, logits: kept.logits.clone(), end: kept.end, fate: Arc::clone(&fate), wish };
-        let (owner, session) = (kept.owner.clone(), kept.session.clone());
+        let (owner, session, fate) = (kept.owner.clone(), kept.session.clone(), Arc::clone(&kept.fate));
+        // Of a session that has gone on, it is a state on the way.
+        let end = kept.head || kept.session.is_none() && kept.end;
+        let what = What::State { state, logits: kept.logits.clone(), end, fate: Arc::clone(&fate), wish };
         let job = Job { owner, session, timeline: Arc::clone(&kept.timeline), what };
-        let full = |jobs: &Jobs<D>| states(&jobs.waiting).count() >= WAITING;
-        let mut jobs = self.queue.wait_while(|jobs| full(jobs) && least(&jobs.waiting).is_none() && !jobs.closed);
+        let mut jobs = self.queue.lock();
         if jobs.closed {
             return;
         }
-        if full(&jobs)
-            && let Some(at) = least(&jobs.waiting)
-            && let Some(Job { what: What::State { fate, .. }, .. }) = jobs.waiting.remove(at)
-        {
-            fate.set(Fate::NEW);
+        let on_the_way: Vec<usize> = (0..jobs.waiting.len()).filter(|&at| jobs.waiting[at].is_on_the_way()).collect();
+        if job.is_on_the_way() && on_the_way.len() >= WAITING {
+            jobs.waiting.remove(on_the_way[0]);
         }
         fate.set(Fate::WAITS);
         jobs.waiting.push_back(job);
         self.queue.changed.notify_all();
     }
 
-    /// Waits until nothing waits, and says whether there was something: what is written holds the memory of its session.
-    pub(crate) fn wait(&self) -> bool {
-        let busy = |jobs: &Jobs<D>| (jobs.writing.is_some() || !jobs.waiting.is_empty()) && !jobs.closed;
-        let was_busy = busy(&self.queue.lock());
-        drop(self.queue.wait_while(busy));
-        was_busy
+    /// Gives back memory that waits to be written: drops what is missed least, or waits for one to be written. Says whether there
+    /// was something.
+    pub(crate) fn relieve(&self) -> bool {
+        let mut jobs = self.queue.lock();
+        if let Some(at) = least(&jobs.waiting) {
+            jobs.waiting.remove(at);
+            return true;
+        }
+        let (busy, written) = (jobs.writing.is_some() || !jobs.waiting.is_empty(), jobs.written);
+        drop(jobs);
+        drop(self.queue.wait_while(|jobs| busy && jobs.written == written && !jobs.closed));
+        busy
     }
 
     /// For those who have no model.
@@ -226,25 +253,22 @@ impl<D: Device> Keeper<D> {
     }
 }
 
-/// Those that hold memory, where they wait, and whether they are only on the way.
-fn states<D: Device>(waiting: &VecDeque<Job<D>>) -> impl Iterator<Item = (usize, &Job<D>, bool)> {
-    waiting.iter().enumerate().filter_map(|(at, job)| match job.what {
-        What::State { end, .. } => Some((at, job, !end)),
-        What::Copy => None,
-    })
-}
-
-/// Which of those that wait is missed least: one that is only on the way, or else the oldest; none that was asked for.
+/// Which of those that wait is missed least: the oldest on the way through a prompt, or else the oldest end that its session has
+/// gone on from. Nobody else's end is dropped, and nothing that was asked for.
 fn least<D: Device>(waiting: &VecDeque<Job<D>>) -> Option<usize> {
-    let free = || states(waiting).filter(|(_, job, _)| !job.is_wished());
-    free().find(|(.., on_the_way)| *on_the_way).or_else(|| free().next()).map(|(at, ..)| at)
+    let on_the_way = waiting.iter().position(Job::is_on_the_way);
+    let overtaken = |(at, job): (usize, &Job<D>)| {
+        let later = |other: &Job<D>| job.session.as_deref().is_some_and(|session| other.is_of(&job.owner, session));
+        !job.is_wished() && !job.is_copy() && waiting.iter().skip(at + 1).any(later)
+    };
+    on_the_way.or_else(|| waiting.iter().enumerate().position(overtaken))
 }
 
 /// The next that waits; none once the keeper is gone and all is written.
 fn next<D: Device>(queue: &Queue<D>) -> Option<Job<D>> {
     let mut jobs = queue.wait_while(|jobs| jobs.waiting.is_empty() && !jobs.closed);
     let job = jobs.waiting.pop_front();
-    jobs.writing = job.as_ref().map(|job| (job.owner.clone(), job.session.clone()));
+    jobs.writing = job.as_ref().map(|job| (job.owner.clone(), job.session.clone(), job.is_copy()));
     queue.changed.notify_all();
     job
 }
@@ -256,10 +280,19 @@ fn write<D: Device>(model: &Model<D>, keep: &Keep, job: Job<D>) {
     let new = NewSnapshot { expires: keep.lasts.map(|lasts| (now + lasts).as_secs()), ..NewSnapshot::default() };
     match what {
         What::State { state, logits, end, fate, wish } => {
-            let name = session.map(|session| names::stored(&session, end));
+            let name = session.as_deref().map(|session| names::stored(session, end));
             let pinned = wish.as_ref().is_some_and(|wish| wish.pinned);
             let new = NewSnapshot { tokens: &timeline[..state.position()], name: name.as_deref(), pinned, ..new };
-            let saved = namespace.and_then(|namespace| save(model, &state, &logits, &namespace, &keep.subject, &new));
+            let saved = namespace.and_then(|namespace| {
+                let pins = session.filter(|_| end).map_or(Ok(Vec::new()), |session| pins(&namespace, &session))?;
+                let new = NewSnapshot { pinned: new.pinned || !pins.is_empty(), ..new };
+                let saved = save(model, &state, &logits, &namespace, &keep.subject, &new)?;
+                // The pin is where the session is.
+                for id in pins.into_iter().filter(|id| *id != saved.id) {
+                    namespace.pin(&id, false).or_else(is_gone)?;
+                }
+                Ok(saved)
+            });
             fate.set(if saved.is_ok() { Fate::SAVED } else { Fate::NEW });
             drop(state);
             (keep.told)(&saved);
@@ -278,11 +311,25 @@ fn write<D: Device>(model: &Model<D>, keep: &Keep, job: Job<D>) {
     }
 }
 
+/// The pinned snapshots of a session.
+fn pins(namespace: &Namespace, session: &str) -> Result<Vec<Id>, fathom_store::Error> {
+    let its = |name: Option<&str>| name.is_some_and(|name| Session::of_stored(name).0 == session);
+    Ok(namespace.list_named(its)?.into_iter().filter(|snapshot| snapshot.pinned).map(|snapshot| snapshot.id).collect())
+}
+
+/// Another process may remove it at any time.
+pub(crate) fn is_gone(error: fathom_store::Error) -> Result<(), fathom_store::Error> {
+    match error {
+        fathom_store::Error::NoSnapshot { .. } => Ok(()),
+        e => Err(e),
+    }
+}
+
 /// Stores what is stored of some tokens once more, as the new snapshot says.
 fn copy(namespace: &Namespace, subject: &Subject, new: NewSnapshot<'_>) -> Result<Option<Saved>, SnapshotError> {
     let best = namespace.find(subject, new.tokens)?.best;
     let Some(best) = best.filter(|best| best.position == new.tokens.len()) else { return Ok(None) };
-    let tail = namespace.load(&best.id)?.tail;
+    let (tail, _hold) = namespace.tail(&best.id)?;
     let new = NewSnapshot { parent: Some(best.id), ..new };
     Ok(Some(namespace.save(subject, &new, &mut |_| Err("it was there just now".into()), &tail)?))
 }

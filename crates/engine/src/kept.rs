@@ -27,6 +27,8 @@ pub(crate) struct Kept<D: Device> {
     pub logits: Vec<f32>,
     /// Whether it is what a request came to, and not a place on the way, which goes before any end does.
     pub end: bool,
+    /// Whether it is where its session is now: a name that is stored with another would bring the past back.
+    pub head: bool,
     /// What became of it in the store.
     pub fate: Arc<Fate>,
 }
@@ -35,6 +37,11 @@ impl<D: Device> Kept<D> {
     /// What the state has seen.
     pub(crate) fn tokens(&self) -> &[u32] {
         &self.timeline[..self.state.position()]
+    }
+
+    /// Whether it is to be stored before it goes, if it is not.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.fate.is_new() && if self.session.is_some() { self.head } else { self.end }
     }
 
     /// Whether a prompt can go on from here. One that has no more tokens must have the logits.
@@ -63,6 +70,7 @@ impl<D: Device> Cache<D> {
             if !Arc::ptr_eq(&other.timeline, &kept.timeline) && kept.timeline.starts_with(other.tokens()) {
                 other.timeline = Arc::clone(&kept.timeline);
             }
+            other.head &= !kept.head || other.session != kept.session;
         }
         self.all.retain(|other| other.owner != kept.owner || other.tokens() != kept.tokens());
         self.all.push(kept);
@@ -126,9 +134,9 @@ impl<D: Device> Cache<D> {
         });
     }
 
-    /// All of them, the last used first.
+    /// All of them, the last used last.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Kept<D>> {
-        self.all.drain(..).rev()
+        self.all.drain(..)
     }
 }
 

@@ -3,14 +3,18 @@
 //! A session is its tokens. The state after them is a function of them, which the engine finds again in memory, in the store,
 //! or by reading them, so that a fork is a copy of a list, and going back is a shorter one.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fathom_store::{Id, Namespace, Saved, Snapshot, Store, Subject};
 
 use crate::engine::Past;
+use crate::keeper::is_gone;
 use crate::{Engine, Error, Event, Finish, Owner, Request, names};
 
 mod turn;
@@ -19,6 +23,8 @@ mod turn;
 const HELD: usize = if cfg!(test) { 10_000 } else { 16 << 20 };
 /// What a session counts for beside its tokens.
 const SESSION: usize = 64;
+/// How long a snapshot that is to go is waited for while somebody reads it.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 use turn::Turn;
 
@@ -98,22 +104,24 @@ impl Sessions {
                 describe(name, &entry, &snapshots)
             })
             .collect();
-        all.extend(stored.into_iter().filter_map(|(name, snapshots)| {
-            let head = head(&snapshots)?;
-            let entry = Entry { created: head.created, used: head.used, ..Entry::new(Arc::default(), None) };
-            Some(Session { position: head.position, ..describe(name, &entry, &snapshots) })
+        all.extend(stored.into_iter().map(|(name, snapshots)| {
+            let position = ends(&snapshots).first().map_or(0, |end| end.position);
+            let created = snapshots.iter().map(|snapshot| snapshot.created).min().unwrap_or_default();
+            let used = snapshots.iter().map(|snapshot| snapshot.used).max().unwrap_or_default();
+            let entry = Entry { created, used, ..Entry::new(Arc::default(), None) };
+            Session { position, ..describe(name, &entry, &snapshots) }
         }));
         all.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.name.cmp(&b.name)));
         Ok(all)
     }
 
-    /// One of them.
+    /// One of them. Where the store fails it is shown without snapshots, if it is in memory.
     ///
     /// # Errors
     /// [`Error::NoSession`], [`Error::Store`].
     pub fn get(&self, owner: &Owner, name: &str) -> Result<Session, Error> {
         let entry = self.entry(owner, name)?;
-        Ok(describe(name.to_owned(), &entry, &self.stored_of(owner, name)?))
+        Ok(describe(name.to_owned(), &entry, &self.stored_of(owner, name).unwrap_or_default()))
     }
 
     /// Its tokens.
@@ -193,9 +201,9 @@ impl Sessions {
         let tokens = turn.before.len();
         let prompt = turn.before.get(..position).ok_or(Error::Position { position, tokens })?.to_vec();
         if position == 0 {
-            self.0.engine.settle(owner, name);
-            turn.commit(Vec::new());
+            self.0.engine.settle(owner, name, 0);
             self.remove_beyond(owner, name, 0)?;
+            turn.commit(Vec::new());
             self.forget_past(owner, name, before);
             told(Ok(()));
             let (reason, usage) = (Finish::Length, crate::Usage::default());
@@ -232,13 +240,9 @@ impl Sessions {
         }
     }
 
-    /// Takes a session's snapshots beyond a position away, whatever is still to be written of it: for whoever goes on from there.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub fn cut(&self, owner: &Owner, name: &str, position: usize) -> Result<(), Error> {
-        self.0.engine.settle(owner, name);
-        self.remove_beyond(owner, name, position)
+    /// Waits until all of a session is written that is to be.
+    pub fn settle(&self, owner: &Owner, name: &str) {
+        self.0.engine.settle(owner, name, usize::MAX);
     }
 
     /// Saves a session as it is now. `told` hears what came of it, on a thread of the engine's.
@@ -282,8 +286,9 @@ impl Sessions {
         let tokens = Arc::new(namespace.tokens(id)?);
         let own = snapshot.name.as_deref().filter(|own| Session::check_name(own).is_ok());
         let free = own.filter(|own| !self.table().contains_key(&(owner.clone(), (*own).to_owned())));
-        let newest =
-            |own: &&str| self.stored_of(owner, own).is_ok_and(|all| head(&all).is_some_and(|head| head.id == *id));
+        let newest = |own: &&str| {
+            self.stored_of(owner, own).is_ok_and(|all| ends(&all).first().is_some_and(|end| end.id == *id))
+        };
         if let (None, Some(own)) = (name, free.filter(newest)) {
             // It is that session, which nobody had in memory.
             self.entry(owner, own)?;
@@ -291,6 +296,37 @@ impl Sessions {
         }
         let parent = own.map(|own| (own.to_owned(), tokens.len()));
         self.branch(owner, name, tokens, parent)
+    }
+
+    /// A session out of a file that [`Namespace::export`] wrote, under a name of its own.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], [`Error::SessionName`], [`Error::SessionExists`], [`Error::Import`] for a file that is not whole or not
+    /// of this model, [`Error::Store`].
+    pub fn import(&self, owner: &Owner, name: Option<&str>, from: &mut impl Read) -> Result<Session, Error> {
+        let (_, subject) = self.0.keep.as_ref().ok_or(Error::NoStore)?;
+        let namespace = self.namespace(owner)?;
+        let engine = &self.0.engine;
+        let name = self.insert(owner, name, Arc::default(), None)?.name;
+        let turn = self.turn(owner, &name)?;
+        let saved = namespace.import_as(from, engine.import_limits(), |file| {
+            if *file.subject != *subject {
+                return Err(format!("it is of another model or profile ({})", file.subject.profile));
+            }
+            match file.tokens.iter().find(|&&token| token as usize >= engine.vocab_size()) {
+                Some(token) => Err(format!("its token {token} is outside the vocabulary of {}", engine.vocab_size())),
+                None => Ok(Some(name.clone())),
+            }
+        });
+        let tokens = saved.and_then(|saved| namespace.tokens(&saved.id));
+        match tokens {
+            Ok(tokens) => turn.commit(tokens),
+            Err(e) => {
+                self.table().remove(&(owner.clone(), name));
+                return Err(e.into());
+            }
+        }
+        self.get(owner, &name)
     }
 
     /// Pins or frees all snapshots of a session.
@@ -304,7 +340,7 @@ impl Sessions {
         if pinned && snapshots.is_empty() {
             return Err(Error::NotStored { name: name.to_owned() });
         }
-        snapshots.iter().try_for_each(|snapshot| namespace.pin(&snapshot.id, pinned))?;
+        snapshots.iter().try_for_each(|snapshot| namespace.pin(&snapshot.id, pinned).or_else(is_gone))?;
         Ok(())
     }
 
@@ -320,11 +356,15 @@ impl Sessions {
     /// Deletes a session, its snapshots, and what nothing else uses of its state.
     ///
     /// # Errors
-    /// [`Error::NoSession`], [`Error::SessionBusy`], [`Error::Store`].
+    /// [`Error::NoSession`], [`Error::SessionBusy`], [`Error::SnapshotInUse`], [`Error::Store`].
     pub fn delete(&self, owner: &Owner, name: &str) -> Result<(), Error> {
-        let turn = self.turn(owner, name)?;
+        let turn = match self.turn(owner, name) {
+            // What it was cannot be read any more; it goes all the same.
+            Err(Error::Store(_)) => return self.remove_beyond(owner, name, 0),
+            turn => turn?,
+        };
         let timeline = Arc::clone(&turn.before);
-        self.0.engine.settle(owner, name);
+        self.0.engine.settle(owner, name, 0);
         self.remove_beyond(owner, name, 0)?;
         // While nobody else can work on it.
         self.table().remove(&(owner.clone(), name.to_owned()));
@@ -361,6 +401,14 @@ impl Sessions {
         self.stored_where(owner, |session| session == name)
     }
 
+    /// Whether there are any, without another look at what other processes did.
+    fn is_stored(&self, owner: &Owner, name: &str) -> Result<bool, Error> {
+        if self.0.keep.is_none() {
+            return Ok(false);
+        }
+        Ok(self.namespace(owner)?.has_named(|stored| Session::of_stored(stored).0 == name)?)
+    }
+
     fn stored_where(&self, owner: &Owner, wanted: impl Fn(&str) -> bool) -> Result<Vec<Snapshot>, Error> {
         let Some((_, subject)) = &self.0.keep else { return Ok(Vec::new()) };
         let of = |name: Option<&str>| name.is_some_and(|name| wanted(Session::of_stored(name).0));
@@ -379,15 +427,18 @@ impl Sessions {
         if snapshots.is_empty() {
             return Err(Error::NoSession { name: name.to_owned() });
         }
-        let entry = match head(&snapshots) {
-            Some(head) => {
-                let tokens = Arc::new(self.namespace(owner)?.tokens(&head.id)?);
-                Entry { created: head.created, ..Entry::new(tokens, None) }
+        let namespace = self.namespace(owner)?;
+        // Its first request did not come to its end, if it has none.
+        let mut entry = Ok(Entry::new(Arc::default(), None));
+        for end in ends(&snapshots) {
+            let tokens = namespace.tokens(&end.id);
+            entry = tokens.map(|tokens| Entry { created: end.created, ..Entry::new(Arc::new(tokens), None) });
+            // One that is damaged gives way to the one before it.
+            if !entry.as_ref().is_err_and(fathom_store::Error::is_lost) {
+                break;
             }
-            // Its first request did not come to its end.
-            None => Entry::new(Arc::default(), None),
-        };
-        let entry = self.table().entry(key).or_insert(entry).clone();
+        }
+        let entry = self.table().entry(key).or_insert(entry?).clone();
         // This one was asked for: whether others can go does not matter to it.
         let _ = self.make_room();
         Ok(entry)
@@ -408,8 +459,10 @@ impl Sessions {
         idle.sort_by_key(|(_, entry)| entry.used);
         for (key, entry) in idle {
             let stored = self.stored_of(&key.0, &key.1)?;
-            let Some(head) = head(&stored).filter(|head| head.position == entry.tokens.len()) else { continue };
-            if self.namespace(&key.0)?.tokens(&head.id)? != *entry.tokens {
+            let Some(end) = ends(&stored).first().copied().filter(|end| end.position == entry.tokens.len()) else {
+                continue;
+            };
+            if self.namespace(&key.0)?.tokens(&end.id).ok().as_ref() != Some(&*entry.tokens) {
                 continue;
             }
             let mut table = self.table();
@@ -435,7 +488,7 @@ impl Sessions {
         self.make_room()?;
         // One that is made up is nobody's.
         let taken = match name {
-            Some(name) => Session::check_name(name).and_then(|()| Ok(!self.stored_of(owner, name)?.is_empty()))?,
+            Some(name) => Session::check_name(name).and_then(|()| self.is_stored(owner, name))?,
             None => false,
         };
         let name = name.map_or_else(names::random, str::to_owned);
@@ -462,15 +515,19 @@ impl Sessions {
         Ok(Turn { sessions: self.clone(), key, before: Arc::clone(&entry.tokens), over: false })
     }
 
-    /// Removes a session's snapshots beyond a position.
+    /// Removes a session's snapshots beyond a position. One that is just being read is waited for a while.
     fn remove_beyond(&self, owner: &Owner, name: &str, position: usize) -> Result<(), Error> {
         if self.0.keep.is_none() {
             return Ok(());
         }
         let namespace = self.namespace(owner)?;
-        for snapshot in self.stored_of(owner, name)? {
-            if snapshot.position > position {
-                namespace.remove(&snapshot.id)?;
+        for snapshot in self.stored_of(owner, name)?.iter().filter(|snapshot| snapshot.position > position) {
+            let start = Instant::now();
+            loop {
+                match namespace.remove(&snapshot.id).or_else(is_gone) {
+                    Err(fathom_store::Error::InUse { .. }) if start.elapsed() < PATIENCE => sleep(PATIENCE / 50),
+                    removed => break removed?,
+                }
             }
         }
         Ok(())
@@ -483,10 +540,12 @@ impl Entry {
     }
 }
 
-/// The snapshot that is a session's end: the newest. One of the same second that goes further is newer.
-fn head(snapshots: &[Snapshot]) -> Option<&Snapshot> {
+/// A session's ends, the newest first: where it is, and where it was. One of the same second that goes further is newer.
+fn ends(snapshots: &[Snapshot]) -> Vec<&Snapshot> {
     let is_end = |snapshot: &&Snapshot| snapshot.name.as_ref().is_some_and(|name| Session::of_stored(name).1);
-    snapshots.iter().filter(is_end).max_by_key(|snapshot| (snapshot.created, snapshot.position))
+    let mut ends: Vec<_> = snapshots.iter().filter(is_end).collect();
+    ends.sort_by_key(|end| Reverse((end.created, end.position)));
+    ends
 }
 
 fn describe(name: String, entry: &Entry, stored: &[Snapshot]) -> Session {

@@ -5,7 +5,7 @@
 
 use fathom_kernels::Device;
 use fathom_model::{Model, State};
-use fathom_store::{Miss, Namespace, NewSnapshot, Saved, Subject};
+use fathom_store::{ImportLimits, Miss, Namespace, NewSnapshot, Saved, Subject};
 
 /// Errors of saving and resuming.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,14 @@ pub fn save<D: Device>(
     Ok(namespace.save(subject, snapshot, &mut |page| Ok(model.page(state, page)?), &tail)?)
 }
 
+/// What a file may hold to be a session of a model's, with so many tokens at most.
+pub(crate) fn import_limits<D: Device>(model: &Model<D>, tokens: usize) -> ImportLimits {
+    let page = model.state_bytes(1) - model.state_bytes(0);
+    // Beside its full pages a session has less than what one of a page has.
+    let tail = 4 + 4 * model.config().vocab_size as u64 + model.state_bytes(1);
+    ImportLimits { tokens, tail, page }
+}
+
 /// A session that goes on from a snapshot.
 #[derive(Debug)]
 pub struct Resumed<D: Device> {
@@ -78,12 +86,13 @@ pub fn resume<D: Device>(
     let mut lost = Vec::new();
     loop {
         let found = namespace.find(subject, tokens)?;
-        let longer = found.best.filter(|best| best.position > have);
+        // One that the store does not forget would be found for ever.
+        let longer = found.best.filter(|best| best.position > have && lost.len() < MOST_LOST);
         let Some(best) = longer else { return Ok(Resume { resumed: None, miss: found.miss, lost }) };
         match load(model, namespace, best.id, best.position) {
             Ok(resumed) => return Ok(Resume { resumed: Some(resumed), miss: found.miss, lost }),
-            // The store has forgotten it, and finds another or none. One that it does not forget would be found for ever.
-            Err(SnapshotError::Store(e)) if e.is_lost() && lost.len() < MOST_LOST => lost.push(e),
+            // The store has forgotten it, and finds another or none.
+            Err(SnapshotError::Store(e)) if e.is_lost() => lost.push(e),
             Err(e) => return Err(e),
         }
     }
@@ -106,7 +115,10 @@ fn load<D: Device>(
         return Err(foreign());
     }
     let (logits, tail) = rest.split_at(4 * count);
-    let logits = logits.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let logits: Vec<f32> = logits.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    if !logits.iter().all(|logit| logit.is_finite()) {
+        return Err(foreign());
+    }
     let state = model.restore(position, tail, |_| match loaded.pages.next() {
         Some(page) => page.map_err(SnapshotError::from),
         None => Err(foreign()),

@@ -85,7 +85,7 @@ impl<D: Device> Worker<D> {
             });
         }
         if let Some(keeper) = &self.keeper {
-            self.cache.drain().filter(|kept| kept.fate.is_new()).for_each(|kept| keeper.save(&kept, None));
+            self.cache.drain().filter(Kept::is_owed).for_each(|kept| keeper.save(&kept, None));
         }
     }
 
@@ -192,12 +192,12 @@ impl<D: Device> Worker<D> {
             return self.look(asked, true);
         }
         let missed = self.missed(request, have, missed);
-        let (start, fate) = self.from_cache(request);
+        let (start, fate) = self.nearest(request);
         self.start(asked, start, fate, missed);
     }
 
     /// The longest state in memory that a prompt goes on from, or a new one.
-    fn from_cache(&mut self, request: &Request) -> (Result<Resumed<D>, fathom_model::Error>, Arc<Fate>) {
+    fn nearest(&mut self, request: &Request) -> (Result<Resumed<D>, fathom_model::Error>, Arc<Fate>) {
         match self.cache.longest(&request.owner, &request.prompt) {
             Some(kept) => {
                 let logits = kept.logits.clone();
@@ -297,7 +297,7 @@ impl<D: Device> Worker<D> {
             let request = &running.asked.request;
             let longest = self.cache.longest(&request.owner, &request.prompt).map_or(0, |kept| kept.state.position());
             if longest > have
-                && let (Ok(from), fate) = self.from_cache(request)
+                && let (Ok(from), fate) = self.nearest(request)
             {
                 (running.state, running.logits, running.fate) = (from.state, from.logits, fate);
                 running.tokens.extend_from_slice(&request.prompt[have..longest]);
@@ -528,12 +528,12 @@ impl<D: Device> Worker<D> {
             state,
             logits: running.logits.clone(),
             end: place == Place::End,
+            head: place == Place::End && request.session.is_some(),
             fate: Arc::clone(&running.fate),
         };
         // A session of that name has no snapshot yet, though its state may have one.
-        let named = request.session.is_some() && place == Place::End;
         if let Some(keeper) = &self.keeper
-            && (position >= running.kept + WORTH || wish.is_some() || named)
+            && (position >= running.kept + WORTH || wish.is_some() || kept.head)
         {
             keeper.save(&kept, wish);
         }
@@ -580,13 +580,12 @@ fn with_room<D: Device, T, E: Full>(
 fn make_room<D: Device>(cache: &mut Cache<D>, keeper: &Option<Keeper<D>>) -> bool {
     let gone = cache.evict();
     if let (Some(kept), Some(keeper)) = (&gone, keeper)
-        && kept.fate.is_new()
+        && kept.is_owed()
     {
         keeper.save(kept, None);
     }
     let was_there = gone.is_some();
     drop(gone);
-    // What is being written has memory too.
-    let waited = keeper.as_ref().is_some_and(Keeper::wait);
-    was_there || waited
+    // What waits to be written has memory too.
+    was_there || keeper.as_ref().is_some_and(Keeper::relieve)
 }

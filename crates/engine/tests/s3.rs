@@ -21,8 +21,8 @@ const MORE: usize = 40;
 /// Where the proxy spoils what it can.
 const POSITIONS: [usize; 10] = [1, 31, 32, 33, 127, 128, 129, 402, 700, 1030];
 
-/// Where sessions are saved, and restored by way of an honest proxy.
-fn saved() -> BTreeSet<usize> {
+/// Those, and others where it passes everything on.
+fn all() -> BTreeSet<usize> {
     (1..=700).step_by(97usize.div_ceil(times())).chain(POSITIONS).collect()
 }
 
@@ -36,20 +36,21 @@ fn through_the_proxy() {
     let tokens = loaded.tokens(1, 1100);
     let rows = loaded.straight(&tokens);
     for (i, options) in [options(), packed(), secret()].into_iter().enumerate() {
-        let open = || {
-            let place = format!("s3://fathom/sessions-{}-{i}", std::process::id());
+        let open = |what: &str| {
+            let place = format!("s3://fathom/{what}-{}-{i}", std::process::id());
             Store::open(&place, options.clone()).unwrap().namespace("a").unwrap()
         };
-        let ns = open();
-        let mut state = loaded.model.new_state().unwrap();
-        for p in saved() {
-            let from = state.position();
-            let logits = loaded.read(&mut state, &tokens[from..p]);
-            loaded.save(&state, &tokens[..p], &logits, &ns).unwrap();
+        for (what, positions) in [("all", all()), ("some", POSITIONS.into())] {
+            let ns = open(what);
+            let mut state = loaded.model.new_state().unwrap();
+            for p in positions {
+                let from = state.position();
+                let logits = loaded.read(&mut state, &tokens[from..p]);
+                loaded.save(&state, &tokens[..p], &logits, &ns).unwrap();
+            }
         }
-        drop(ns);
-        let ns = open();
-        for p in saved() {
+        let ns = open("all");
+        for p in all() {
             let (got, reused, why) = loaded.answer(&ns, &tokens[..p], &tokens[p..p + MORE]);
             assert_eq!((reused, why), (p, None));
             assert!(same(&got, &rows[p - 1..p + MORE]), "position {p}");
@@ -62,7 +63,7 @@ fn through_the_proxy() {
                 continue;
             }
             proxy.set(Mode::Honest);
-            let ns = open();
+            let ns = open("some");
             proxy.set(mode);
             let (got, reused, why) = loaded.answer(&ns, &tokens[..p], &tokens[p..p + MORE]);
             assert!(same(&got, &rows[p - 1..p + MORE]), "{mode:?}, position {p}");

@@ -367,3 +367,26 @@ fn a_named_session_goes_on() {
     assert_eq!(list(), 0);
     assert!(refused(&["snapshot", "rm", "--session", "anna", "--store", &store]).contains("no session"));
 }
+
+/// What a chat took back is not what a later one goes on from, however fast it was typed.
+#[test]
+fn what_a_chat_takes_back_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let chat = |lines: &str| {
+        let mut chat = Command::new(env!("CARGO_BIN_EXE_fathom"));
+        chat.args(["chat", "--session", "k", "--max-tokens", "3", "--temperature", "0", "--store"]).arg(&store);
+        let mut chat =
+            chat.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
+        chat.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let output = chat.wait_with_output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    chat("one\ntwo\nthree\nfour\nfive\n");
+    assert!(chat("/rewind 3\n").contains("after 5 questions"));
+    assert!(chat("six\n/rewind\n/rewind\n").contains("after 2 questions"));
+    let said = chat("seven\n/clear\n");
+    assert!(said.contains("after 1 question)"), "{said}");
+    assert!(!chat("/exit\n").contains("after"));
+}

@@ -57,6 +57,12 @@ pub enum Error {
         /// The latest that this program knows.
         known: u16,
     },
+    /// A snapshot that this process reads just now.
+    #[error("snapshot {id} is being read; remove it afterwards")]
+    InUse {
+        /// Its identity.
+        id: Id,
+    },
     /// An argument that makes no sense.
     #[error("{problem}")]
     Request {

@@ -13,10 +13,37 @@ use crate::{Error, Id, Saved, tokens};
 
 const MAGIC: &[u8; 8] = b"fathomex";
 const VERSION: u16 = 1;
-/// The most bytes of the head, which has the tokens.
-const MAX_HEAD: u64 = 256 << 20;
-/// The most bytes of a page or a tail.
-const MAX_PART: u64 = 16 << 30;
+/// The most bytes of the head beside the tokens.
+const HEAD: u64 = 64 << 10;
+
+/// What an exported file may hold: sizes are checked before there is memory for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImportLimits {
+    /// Tokens.
+    pub tokens: usize,
+    /// Bytes of the tail.
+    pub tail: u64,
+    /// Bytes of a page.
+    pub page: u64,
+}
+
+impl Default for ImportLimits {
+    /// What no model exceeds.
+    fn default() -> ImportLimits {
+        ImportLimits { tokens: 64 << 20, tail: 16 << 30, page: 16 << 30 }
+    }
+}
+
+/// What an exported file says that it holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Imported<'a> {
+    /// What the state belongs to.
+    pub subject: &'a Subject,
+    /// The session's name when it was exported.
+    pub name: Option<&'a str>,
+    /// What the state has seen.
+    pub tokens: &'a [u32],
+}
 
 impl Namespace {
     /// Writes a snapshot as one file with everything in it, checksummed. It is neither compressed nor encrypted, even
@@ -54,17 +81,19 @@ impl Namespace {
     /// [`Error::Import`] for a file that is not whole, [`Error::Newer`], [`Error::Stream`], and as
     /// [`Namespace::save`].
     pub fn import(&self, from: &mut impl Read) -> Result<Saved, Error> {
-        self.import_named(from, |own| own.map(str::to_owned))
+        self.import_as(from, ImportLimits::default(), |own| Ok(own.name.map(str::to_owned)))
     }
 
-    /// The same under another name, or none: `name` is told the one that it was exported with.
+    /// The same within limits and under another name, or none: `name` is told what the file holds before its state is read, and
+    /// may refuse it, saying why.
     ///
     /// # Errors
     /// As [`Namespace::import`].
-    pub fn import_named(
+    pub fn import_as(
         &self,
         from: &mut impl Read,
-        name: impl FnOnce(Option<&str>) -> Option<String>,
+        limits: ImportLimits,
+        name: impl FnOnce(Imported<'_>) -> Result<Option<String>, String>,
     ) -> Result<Saved, Error> {
         let mut stream = Hashing { stream: from, hasher: blake3::Hasher::new() };
         let start: [u8; 16] = stream.array()?;
@@ -75,11 +104,12 @@ impl Namespace {
         if version != VERSION {
             return Err(Error::Newer { place: "the exported file".into(), version, known: VERSION });
         }
-        let head = stream.part(MAX_HEAD)?;
-        let (subject, name_there, all) = read_head(&head).map_err(|problem| Error::Import { problem })?;
-        let name = name(name_there.as_deref());
-        let tail = stream.part(MAX_PART)?;
-        let mut source = Parts { stream, next: 0, pages: all.len() / subject.page };
+        let import = |problem| Error::Import { problem };
+        let head = stream.part(HEAD + 4 * limits.tokens as u64)?;
+        let (subject, name_there, all) = read_head(&head).map_err(import)?;
+        let name = name(Imported { subject: &subject, name: name_there.as_deref(), tokens: &all }).map_err(import)?;
+        let tail = stream.part(limits.tail)?;
+        let mut source = Parts { stream, next: 0, pages: all.len() / subject.page, most: limits.page };
         let new = NewSnapshot { tokens: &all, name: name.as_deref(), ..NewSnapshot::default() };
         self.save_from(&subject, &new, &mut source, Bytes::from(tail))
     }
@@ -153,6 +183,8 @@ struct Parts<'a, R> {
     stream: Hashing<&'a mut R>,
     next: usize,
     pages: usize,
+    /// Bytes of one.
+    most: u64,
 }
 
 impl<R: Read> Source for Parts<'_, R> {
@@ -161,16 +193,16 @@ impl<R: Read> Source for Parts<'_, R> {
             return Err(wrong("another process deleted a page meanwhile"));
         }
         while self.next < page {
-            self.stream.part(MAX_PART)?;
+            self.stream.part(self.most)?;
             self.next += 1;
         }
         self.next += 1;
-        self.stream.part(MAX_PART)
+        self.stream.part(self.most)
     }
 
     fn finish(&mut self) -> Result<(), Error> {
         while self.next < self.pages {
-            self.stream.part(MAX_PART)?;
+            self.stream.part(self.most)?;
             self.next += 1;
         }
         let hash = *self.stream.hasher.finalize().as_bytes();

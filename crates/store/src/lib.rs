@@ -48,6 +48,7 @@ mod writer;
 pub use chain::{Match, Subject};
 pub use collect::Collected;
 pub use error::Error;
+pub use export::{ImportLimits, Imported};
 pub use find::{Found, Miss};
 pub use key::Key;
 pub use load::{Loaded, Pages};

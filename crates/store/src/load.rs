@@ -62,6 +62,19 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// The tail of a snapshot alone, and what keeps it from being evicted by this process.
+    ///
+    /// # Errors
+    /// As [`Namespace::load`].
+    pub fn tail(&self, id: &Id) -> Result<(Bytes, Hold), Error> {
+        let hold = self.hold(id)?;
+        let manifest = lock(&self.space.index).entries.get(id).map(|entry| Arc::clone(&entry.manifest));
+        let manifest = manifest.ok_or_else(|| self.space.no_snapshot(*id))?;
+        Ok((start(&self.space, manifest.tail).wait()?, hold))
+    }
+}
+
 fn start(space: &Arc<Space>, object: Object) -> Pending<Result<Bytes, Error>> {
     space.shared.backend.start(Arc::clone(space).fetch(object))
 }

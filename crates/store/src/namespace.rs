@@ -86,6 +86,17 @@ impl Namespace {
         Ok(all.into_iter().map(|(id, entry)| entry.snapshot(*id)).collect())
     }
 
+    /// Whether there is a snapshot of such a name, as of the last look.
+    ///
+    /// # Errors
+    /// [`Error::Access`], if this is the first.
+    pub fn has_named(&self, wanted: impl Fn(&str) -> bool) -> Result<bool, Error> {
+        if lock(&self.space.index).listed.is_none() {
+            self.space.refresh()?;
+        }
+        Ok(lock(&self.space.index).entries.values().any(|entry| entry.name().is_some_and(&wanted)))
+    }
+
     /// One snapshot.
     ///
     /// # Errors
@@ -146,12 +157,12 @@ impl Namespace {
     /// Removes a snapshot, and erases what nothing else uses of it.
     ///
     /// # Errors
-    /// [`Error::NoSnapshot`], [`Error::Request`] while this process uses it, and [`Error::Access`].
+    /// [`Error::NoSnapshot`], [`Error::InUse`] while this process reads it, and [`Error::Access`].
     pub fn remove(&self, id: &Id) -> Result<(), Error> {
         self.known(id)?;
         self.space.snapshot(*id)?;
         if lock(&self.space.index).in_use.contains_key(id) {
-            return Err(Error::Request { problem: format!("snapshot {id} is being read; remove it afterwards") });
+            return Err(Error::InUse { id: *id });
         }
         let freed = self.space.erase(&[*id])?;
         self.store.shared().freed(freed.bytes);

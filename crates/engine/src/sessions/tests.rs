@@ -9,12 +9,16 @@ use super::*;
 use crate::{EngineOptions, Keep, Usage, subject};
 
 fn sessions(folder: Option<&tempfile::TempDir>) -> Sessions {
+    sessions_of(folder, 3000)
+}
+
+fn sessions_of(folder: Option<&tempfile::TempDir>, context: usize) -> Sessions {
     let checkpoint = Synth::tiny(5).set("num_hidden_layers", 3).set("compress_ratios", vec![4, 128, 0]).checkpoint();
     let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
     let model = Arc::new(Model::load(cpu, &checkpoint.unwrap()).unwrap());
     let spare = Engine::spare_bytes(&model);
-    model.device().ledger().limit(Share::State, model.state_bytes(3000) + spare);
-    let options = EngineOptions { prefill_chunk: 64, context: 3000, ..EngineOptions::default() };
+    model.device().ledger().limit(Share::State, model.state_bytes(context) + spare);
+    let options = EngineOptions { prefill_chunk: 64, context, ..EngineOptions::default() };
     let keep = folder.map(|folder| {
         let store = Store::open(folder.path().to_str().unwrap(), Options::default()).unwrap();
         (store, subject(&model, [7; 32]))
@@ -180,8 +184,7 @@ fn they_outlive_the_engine() {
     third.namespace(&me).unwrap().export(&saved.id, &mut file).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     let fourth = sessions(Some(&elsewhere));
-    let id = fourth.namespace(&me).unwrap().import(&mut &file[..]).unwrap().id;
-    assert_eq!(fourth.restore(&me, &id, None).unwrap().position, 1140);
+    assert_eq!(fourth.import(&me, Some("a"), &mut &file[..]).unwrap().position, 1140);
     assert_eq!(go_on(&fourth, "a", &[], 10).1.reused_tokens, 1140);
 
     go_on(&third, "a", &[4; 100], 40);
@@ -241,9 +244,7 @@ fn those_that_are_stored_make_way() {
         let name = i.to_string();
         all.create(&me, Some(&name)).unwrap();
         go_on(&all, &name, &[&[i], &prompt(1100)[..]].concat(), 3);
-        let (tell, told) = mpsc::channel();
-        all.snapshot(&me, &name, false, move |saved| tell.send(saved).unwrap()).unwrap();
-        told.recv().unwrap().unwrap();
+        save(&all, &name, false);
     }
     let held = all.table().len();
     assert!(held < 12, "{held}");
@@ -278,4 +279,141 @@ fn a_fork_is_stored_if_its_state_is() {
     assert!(matches!(all.get(&me, "not-here"), Err(Error::NoSession { .. })));
     let (said, usage) = go_on(&all, "here", &[], 20);
     assert_eq!((usage.reused_tokens, said), (1100, alone(&prompt(1100), 20)));
+}
+
+fn save(sessions: &Sessions, name: &str, pinned: bool) -> Saved {
+    let (tell, told) = mpsc::channel();
+    sessions.snapshot(&Owner::default(), name, pinned, move |saved| tell.send(saved).unwrap()).unwrap();
+    told.recv().unwrap().unwrap()
+}
+
+/// However fast requests come and however slowly they are written: where a session was when the program ended, it is afterwards.
+#[test]
+fn a_burst_is_stored_to_its_end() {
+    let (folder, me) = (tempfile::tempdir().unwrap(), Owner::default());
+    let all = sessions(Some(&folder));
+    all.create(&me, Some("a")).unwrap();
+    for i in 0..12 {
+        go_on(&all, "a", &[i, i + 1, i + 2], 0);
+    }
+    let names: Vec<String> = (0..24).map(|i| format!("s{i}")).collect();
+    for name in &names {
+        all.create(&me, Some(name)).unwrap();
+        go_on(&all, name, &[1, 2, name.len() as u32], 2);
+    }
+    all.0.engine.drain();
+    let all = sessions(Some(&folder));
+    assert_eq!(all.tokens(&me, "a").unwrap()[33..], [11, 12, 13]);
+    assert!(names.iter().all(|name| all.tokens(&me, name).unwrap().len() == 5));
+}
+
+/// What is taken from a session is not taken from a fork of it, at once or later.
+#[test]
+fn forks_outlive_their_parents() {
+    let (folder, me) = (tempfile::tempdir().unwrap(), Owner::default());
+    let all = sessions(Some(&folder));
+    for round in 0..10 {
+        let name = |what: &str| format!("{what}{round}");
+        all.create(&me, Some(&name("a"))).unwrap();
+        go_on(&all, &name("a"), &[&[round], &prompt(60)[..]].concat(), 0);
+        save(&all, &name("a"), false);
+        all.fork(&me, &name("a"), None, Some(&name("f"))).unwrap();
+        match round % 2 {
+            0 => all.delete(&me, &name("a")).unwrap(),
+            _ => drop(back(&all, &name("a"), 0)),
+        }
+    }
+    all.0.engine.drain();
+    let all = sessions(Some(&folder));
+    for round in 0..10 {
+        assert_eq!(all.tokens(&me, &format!("f{round}")).unwrap().len(), 61);
+        assert!(matches!(all.get(&me, &format!("a{round}")), Err(Error::NoSession { .. })));
+    }
+}
+
+#[test]
+fn what_was_imported_goes_whole() {
+    let (folder, me) = (tempfile::tempdir().unwrap(), Owner::default());
+    let all = sessions(Some(&folder));
+    all.create(&me, Some("a")).unwrap();
+    go_on(&all, "a", &prompt(1100), 3);
+    let mut file = Vec::new();
+    all.namespace(&me).unwrap().export(&save(&all, "a", false).id, &mut file).unwrap();
+    all.delete(&me, "a").unwrap();
+    assert_eq!(all.import(&me, None, &mut &file[..]).unwrap().position, 1103);
+    let error = all.import(&me, Some("no name"), &mut &file[..]).unwrap_err();
+    assert!(matches!(error, Error::SessionName { .. }), "{error}");
+    assert_eq!(all.import(&me, Some("b"), &mut &file[..]).unwrap().name, "b");
+    assert!(matches!(all.import(&me, Some("b"), &mut &file[..]), Err(Error::SessionExists { .. })));
+    for session in all.list(&me).unwrap() {
+        all.delete(&me, &session.name).unwrap();
+    }
+    assert_eq!(all.namespace(&me).unwrap().list().unwrap(), []);
+    assert_eq!(all.0.keep.as_ref().unwrap().0.usage().unwrap().objects, 0);
+
+    // Half a file, one that claims much more than a session has, and one of another model.
+    let huge = [&file[..16], &(1u64 << 40).to_le_bytes(), &[0; 64]].concat();
+    let mut foreign = file.clone();
+    foreign[24 + 5] ^= 1;
+    for (bad, problem) in [(&file[..900], "ends too early"), (&huge, "claims"), (&foreign, "another model")] {
+        let error = all.import(&me, Some("c"), &mut &*bad).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+        assert!(matches!(all.get(&me, "c"), Err(Error::NoSession { .. })));
+    }
+}
+
+/// A pin is where its session is.
+#[test]
+fn pins_move_on() {
+    let (folder, me) = (tempfile::tempdir().unwrap(), Owner::default());
+    let all = sessions(Some(&folder));
+    all.create(&me, Some("a")).unwrap();
+    go_on(&all, "a", &prompt(55), 0);
+    save(&all, "a", true);
+    go_on(&all, "a", &prompt(100), 0);
+    all.settle(&me, "a");
+    let pinned = |all: &Sessions| -> Vec<usize> {
+        let listed = all.namespace(&me).unwrap().list().unwrap().into_iter();
+        listed.filter(|snapshot| snapshot.pinned).map(|snapshot| snapshot.position).collect()
+    };
+    assert_eq!(pinned(&all), [155]);
+    all.pin(&me, "a", false).unwrap();
+    assert_eq!(pinned(&all), [0; 0]);
+}
+
+/// Where the tokens of its end are damaged a session is where it was before, and it can be deleted.
+#[test]
+fn a_damaged_end_gives_way() {
+    let (folder, me) = (tempfile::tempdir().unwrap(), Owner::default());
+    let all = sessions_of(Some(&folder), 20_000);
+    all.create(&me, Some("a")).unwrap();
+    go_on(&all, "a", &prompt(60), 0);
+    // So many that some are stored apart from the manifest.
+    go_on(&all, "a", &prompt(16_400), 0);
+    all.0.engine.drain();
+    for path in walk(folder.path()) {
+        if path.components().any(|part| part.as_os_str() == "objects") {
+            let mut bytes = std::fs::read(&path).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+    let all = sessions_of(Some(&folder), 20_000);
+    assert_eq!(all.list(&me).unwrap()[0].position, 16_460);
+    assert_eq!(all.get(&me, "a").unwrap().position, 60);
+    assert_eq!(go_on(&all, "a", &[], 5).0, alone(&prompt(60), 5));
+    all.delete(&me, "a").unwrap();
+    assert!(matches!(all.get(&me, "a"), Err(Error::NoSession { .. })));
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => all.extend(walk(&path)),
+            false => all.push(path),
+        }
+    }
+    all
 }

@@ -2,9 +2,10 @@
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use fathom_engine::{Engine, EngineOptions, Finish, Owner, Request, Sessions};
 use fathom_store::{Store, Subject};
@@ -263,13 +264,26 @@ impl Talk {
         let (Some(name), Some(_)) = (&self.session, &self.stored) else { return };
         let sessions = Sessions::new(self.engine.clone(), self.stored.clone());
         let owner = Owner::default();
-        let cut = sessions.cut(&owner, name, usize::MAX).and_then(|()| match sessions.tokens(&owner, name) {
-            Ok(tokens) => sessions.cut(&owner, name, self.prompter.question(&tokens, questions)),
-            Err(fathom_engine::Error::NoSession { .. }) => Ok(()),
-            Err(e) => Err(e),
+        // What is stored last is what was said last.
+        sessions.settle(&owner, name);
+        let cut = sessions.tokens(&owner, name).and_then(|tokens| {
+            let (tell, told) = mpsc::channel();
+            let all = questions == 0 && self.beginning.is_empty();
+            let position = if all { 0 } else { self.prompter.question(&tokens, questions) };
+            sessions.rewind(
+                &owner,
+                name,
+                position,
+                |_| ControlFlow::Continue(()),
+                move |stored| {
+                    let _ = tell.send(stored);
+                },
+            )?;
+            told.recv().unwrap_or(Err(fathom_engine::Error::ShuttingDown))
         });
-        if let Err(e) = cut {
-            say!("fathom: what was taken back is still stored: {e}");
+        match cut {
+            Ok(()) | Err(fathom_engine::Error::NoSession { .. }) => {}
+            Err(e) => say!("fathom: what was taken back is still stored: {e}"),
         }
     }
 

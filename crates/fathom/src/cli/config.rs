@@ -107,7 +107,7 @@ pub fn resolved(serve: &Command, matches: &ArgMatches) -> String {
         let raw: Vec<String> =
             matches.get_raw(id).into_iter().flatten().map(|v| v.to_string_lossy().into_owned()).collect();
         let value = match &raw[..] {
-            [one] if !arg.get_num_args().is_some_and(|n| n.max_values() > 1) => shown(one),
+            [one] if arg.get_num_args().is_none_or(|n| n.max_values() <= 1) => shown(one),
             all => format!("[{}]", all.iter().map(|one| shown(one)).collect::<Vec<_>>().join(", ")),
         };
         text += &format!("{key} = {value} # {from}\n");

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Subcommand;
 use fathom_engine::{Owner, Session};
 use fathom_kernels::human;
-use fathom_store::{Id, Namespace, Snapshot, Store};
+use fathom_store::{Id, ImportLimits, Namespace, Snapshot, Store};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -99,7 +99,7 @@ pub fn snapshot(args: &Args) -> Outcome {
             }
             let failed = |e| format!("cannot read {}: {e}", file.display());
             let mut from = BufReader::new(File::open(file).map_err(failed)?);
-            let saved = namespace.import_named(&mut from, |_| session.clone())?;
+            let saved = namespace.import_as(&mut from, ImportLimits::default(), |_| Ok(session.clone()))?;
             writeln!(out(), "{}", saved.id)?;
         }
         Action::Rm { ids, session: None } => {

@@ -135,6 +135,8 @@ impl ApiError {
             EngineError::NoSession { .. } => ApiError::other(StatusCode::NOT_FOUND, "no_such_session", message),
             EngineError::SessionExists { .. } => ApiError::other(StatusCode::CONFLICT, "session_exists", message),
             EngineError::SessionBusy { .. } => ApiError::other(StatusCode::CONFLICT, "session_busy", message),
+            EngineError::SnapshotInUse { .. } => ApiError::other(StatusCode::CONFLICT, "snapshot_in_use", message),
+            EngineError::Import { .. } => ApiError::bad(None, message),
             EngineError::EmptySession { .. } => ApiError::other(StatusCode::CONFLICT, "session_empty", message),
             EngineError::NotStored { .. } => ApiError::other(StatusCode::CONFLICT, "session_not_stored", message),
             EngineError::TooManySessions => {

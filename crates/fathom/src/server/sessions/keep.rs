@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use fathom_engine::{Owner, Session};
+use fathom_engine::Owner;
 use fathom_store::{Id, Snapshot};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -85,8 +85,18 @@ pub(super) async fn pin<G: Generate>(
 
 pub(super) async fn export<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>) -> Answer {
     let saved = save(&service, owner.clone(), name.clone(), false).await?;
-    let namespace = blocking(&service, move |sessions| Ok(sessions.namespace(&owner)?)).await?;
-    let body = outgoing(move |to| namespace.export(&saved.id, to).map(drop));
+    let work = service.work();
+    // Held from before the headers go out: then it is there to its end.
+    let (namespace, hold) = blocking(&service, move |sessions| {
+        let namespace = sessions.namespace(&owner)?;
+        let hold = namespace.hold(&saved.id).map_err(fathom_engine::Error::from)?;
+        Ok((namespace, hold))
+    })
+    .await?;
+    let body = outgoing(move |to| {
+        let _work = work;
+        namespace.export(&hold.id(), to).map(drop)
+    });
     let disposition = format!("attachment; filename=\"{name}.fathom\"");
     let headers =
         [(header::CONTENT_TYPE, "application/octet-stream".to_owned()), (header::CONTENT_DISPOSITION, disposition)];
@@ -98,37 +108,18 @@ pub(super) async fn import<G: Generate>(
     Query(new): Query<New>,
     body: Body,
 ) -> Answer {
-    let slot = service.take_slot(&owner)?;
+    let (slot, work) = (service.take_slot(&owner)?, service.work());
     let mut incoming = Incoming::new(body);
     let session = blocking(&service, move |sessions| {
-        let _slot = slot;
-        let namespace = sessions.namespace(&owner)?;
-        new.name.as_deref().map(Session::check_name).transpose()?;
-        if let Some(name) = new.name.as_deref().filter(|name| sessions.get(&owner, name).is_ok()) {
-            return Err(fathom_engine::Error::SessionExists { name: name.to_owned() }.into());
-        }
-        // Not under the name it had: that may be another session's here.
-        let saved = namespace.import_named(&mut incoming, |_| None);
-        let saved = saved.map_err(|e| match e {
-            fathom_store::Error::Import { .. }
-            | fathom_store::Error::Stream { .. }
-            | fathom_store::Error::Newer { .. } => ApiError::bad(None, format!("The file was not imported: {e}.")),
-            e => fathom_engine::Error::from(e).into(),
-        })?;
-        let session = sessions.restore(&owner, &saved.id, new.name.as_deref());
-        // If the same state was stored already, it is some session's.
-        if session.is_err() && namespace.show(&saved.id).is_ok_and(|snapshot| snapshot.name.is_none()) {
-            let _ = namespace.remove(&saved.id);
-        }
-        Ok(session?)
+        let _held = (slot, work);
+        Ok(sessions.import(&owner, new.name.as_deref(), &mut incoming)?)
     });
     Ok((StatusCode::CREATED, Json(describe(&session.await?))).into_response())
 }
 
 pub(super) async fn snapshots<G: Generate>(Caller { service, owner }: Caller<G>) -> Answer {
     let all = blocking(&service, move |sessions| {
-        let namespace = sessions.namespace(&owner)?;
-        namespace.list().map_err(from_store)
+        Ok(sessions.namespace(&owner)?.list().map_err(fathom_engine::Error::from)?)
     });
     let data: Vec<Value> = all.await?.iter().map(stored).collect();
     Ok(Json(json!({"object": "list", "data": data})).into_response())
@@ -138,7 +129,7 @@ pub(super) async fn remove<G: Generate>(Caller { service, owner }: Caller<G>, Pa
     let shown = id.clone();
     blocking(&service, move |sessions| {
         let id = snapshot_id(&id)?;
-        sessions.namespace(&owner)?.remove(&id).map_err(from_store)
+        Ok(sessions.namespace(&owner)?.remove(&id).map_err(fathom_engine::Error::from)?)
     })
     .await?;
     Ok(Json(json!({"id": shown, "object": "snapshot.deleted", "deleted": true})).into_response())
@@ -162,11 +153,4 @@ fn stored(snapshot: &Snapshot) -> Value {
 pub(super) fn snapshot_id(text: &str) -> Result<Id, ApiError> {
     text.parse()
         .map_err(|_| ApiError::bad(Some("snapshot"), "A snapshot's id is 32 hex digits, as /v1/snapshots lists them."))
-}
-
-fn from_store(error: fathom_store::Error) -> ApiError {
-    match error {
-        fathom_store::Error::Request { problem } => ApiError::other(StatusCode::CONFLICT, "snapshot_in_use", problem),
-        error => ApiError::from_engine(&error.into()),
-    }
 }
