@@ -120,7 +120,7 @@ fn restored_states_beside_others() {
     let alone: Vec<Said> = requests.iter().map(alone).collect();
     for round in 0..3 {
         let engine = keeping_with(&folder, options(6), &Told::default());
-        let of = |i: usize| (i % 2 == 0).then(|| format!("session-{i}").into());
+        let of = |i: usize| i.is_multiple_of(2).then(|| format!("session-{i}").into());
         let named = requests.iter().enumerate().map(|(i, r)| Request { session: of(i), ..r.clone() });
         let events: Vec<Events> = named.map(|request| submit(&engine, request)).collect();
         let mut reused = 0;
@@ -244,7 +244,7 @@ fn prompts_are_told_with_their_logprobs() {
         for event in events {
             let Event::Read { id, logprob, top } = event else { continue };
             // The next token of a shorter prompt is as likely.
-            if ids.len() % 33 == 0 && ended == 0 {
+            if ids.len().is_multiple_of(33) && ended == 0 {
                 let bias = Sampling { logit_bias: vec![(id, 100.0)], logprobs: Some(2), ..Sampling::greedy() };
                 let short = Request { sampling: bias, ..request(prompt(ids.len() + 1), 1, 0) };
                 assert_eq!(said(submit(&engine, short)).0.tokens, [(id, logprob.unwrap().to_bits())]);

@@ -121,7 +121,7 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
     load_for(files, options, context, 1)
 }
 
-/// The same for `parallel` requests at once: one of the whole context beside others of [`BESIDE`] tokens.
+/// The same for `parallel` requests at once: one of the whole context beside others of 8,192 tokens.
 pub fn load_for(
     files: &Files,
     options: &Options,

@@ -1,7 +1,7 @@
 //! Prompts that are being read: who waits for them, how far they are, and when they stop once nobody does.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,11 +37,18 @@ pub(super) struct Prefills {
     last: AtomicU64,
     /// How long one goes on whose client has left.
     linger: Duration,
+    /// Whether the server is about to end, and nobody can come back.
+    closing: AtomicBool,
 }
 
 impl Prefills {
     pub(super) fn new(linger: Duration) -> Prefills {
         Prefills { linger, ..Prefills::default() }
+    }
+
+    /// Lets those go whose clients have left.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Prefill>> {
@@ -116,7 +123,8 @@ impl Place {
         if !awaited {
             one.left.get_or_insert_with(Instant::now);
         }
-        !one.stopped && one.left.is_none_or(|left| left.elapsed() < self.prefills.linger)
+        let lingers = |left: Instant| left.elapsed() < self.prefills.linger;
+        !one.stopped && one.left.is_none_or(|left| lingers(left) && !self.prefills.closing.load(Ordering::Relaxed))
     }
 
     /// Notes that the prompt has been read.
@@ -154,5 +162,26 @@ pub(super) async fn stop<G: Generate>(
                 format!("No prompt with the number '{id}' is being read; GET /v1/prefills lists those that are.");
             Err(ApiError::other(StatusCode::NOT_FOUND, "no_such_prefill", message))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goes_on_as_long_as_it_may() {
+        let owner = Owner::default();
+        let prefills = Arc::new(Prefills::new(Duration::from_secs(3600)));
+        let (awaited, left, stopped) = (prefills.place(&owner), prefills.place(&owner), prefills.place(&owner));
+        assert!(awaited.progress(1, 9, 0, true) && left.progress(1, 9, 0, false) && stopped.progress(1, 9, 0, true));
+        assert!(prefills.stop(&owner, stopped.id) && !prefills.stop(&Owner("other".into()), left.id));
+        assert!(!stopped.progress(2, 9, 0, true));
+        prefills.close();
+        assert!(awaited.progress(2, 9, 0, true) && !left.progress(2, 9, 0, false));
+        drop((awaited, stopped));
+        assert_eq!(prefills.of(&owner).len(), 1);
+        let brief = Arc::new(Prefills::new(Duration::ZERO));
+        assert!(!brief.place(&owner).progress(1, 9, 0, false));
     }
 }

@@ -254,10 +254,11 @@ pub(super) async fn serve_until<G: Generate>(
     service: Arc<Service<G>>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
-    let work = service.work();
+    let (work, prefills) = (service.work(), Arc::clone(&service.prefills));
     let (stopping, stopped) = oneshot::channel();
-    let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async {
+    let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async move {
         stop.await;
+        prefills.close();
         let _ = stopping.send(());
     });
     let idle = async {
