@@ -145,7 +145,7 @@ def errors(client, model, base_url):
 
     refused(openai.NotFoundError, "model", model="gpt-7")
     refused(openai.BadRequestError, "temperature", temperature=3)
-    refused(openai.BadRequestError, "n", n=2)
+    refused(openai.BadRequestError, "n", n=99)
     refused(openai.BadRequestError, "top_p", top_p=-1)
     refused(openai.UnprocessableEntityError, "seed", seed="x")
     refused(openai.UnprocessableEntityError, "messages", messages="hi")

@@ -1,19 +1,22 @@
-//! The engine: a queue of requests, and the thread that works on them.
+//! The engine: a queue of requests, and the handle to the thread that works on them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use fathom_kernels::Device;
+use fathom_kernels::{Device, Holding, Ledger, Share};
 use fathom_model::Model;
 use fathom_store::ImportLimits;
 
 use crate::keeper::{Desk, Keep, Keeper, Wish};
 use crate::snapshot::import_limits;
-use crate::worker::Worker;
+use crate::worker::{ROWS, Worker};
 use crate::{Error, Event, Owner, Request, SnapshotError, Usage};
 
+#[cfg(test)]
+mod parallel;
 #[cfg(test)]
 mod tests;
 
@@ -23,12 +26,25 @@ const SPARE: u64 = 4;
 /// How to run.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
-    /// Tokens of a prompt that are read at once.
+    /// The most tokens of prompts that are read in one pass.
     pub prefill_chunk: usize,
+    /// Requests that run at once.
+    pub parallel: usize,
+    /// The most that reading prompts may add to the time between two tokens of those who speak. How many tokens are read beside
+    /// them follows from how long that took before.
+    pub stall: Duration,
     /// Requests that may wait.
     pub queue: usize,
     /// The most tokens of a session, prompt and answer; at most the model's context.
     pub context: usize,
+}
+
+impl Default for EngineOptions {
+    /// For one user: as the model holds, one request after another.
+    fn default() -> Self {
+        let stall = Duration::from_millis(250);
+        EngineOptions { prefill_chunk: 512, parallel: 1, stall, queue: 16, context: usize::MAX }
+    }
 }
 
 /// What an engine has done since it started.
@@ -48,15 +64,11 @@ pub struct Counts {
 
 pub(crate) type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
 
-/// What the thread is to do.
-pub(crate) enum Work {
-    Answer {
-        request: Box<Request>,
-        sink: Sink,
-        wish: Option<Wish>,
-    },
-    /// Drop the states of a session's past.
-    Forget(Past),
+/// A request, and who asked.
+pub(crate) struct Asked {
+    pub request: Request,
+    pub sink: Sink,
+    pub wish: Option<Wish>,
 }
 
 /// What a session was and is not any more.
@@ -81,25 +93,24 @@ pub(crate) struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Work>,
-    running: bool,
+    waiting: VecDeque<Asked>,
+    /// Sessions' pasts that are to be dropped from memory.
+    past: Vec<Past>,
+    running: usize,
+    /// Whether something happened that the thread has not looked at.
+    news: bool,
     closed: bool,
 }
 
 impl Queue {
-    /// Tells those who wait how many are ahead; those who are gone lose their places.
+    /// Tells those who wait how many are before them; those who are gone lose their places.
     fn tell_waiting(&mut self) {
-        let mut ahead = usize::from(self.running);
-        self.waiting.retain_mut(|work| {
-            let Work::Answer { sink, .. } = work else { return true };
-            let stays = sink(Event::Queued { ahead }).is_continue();
+        let mut ahead = self.running;
+        self.waiting.retain_mut(|asked| {
+            let stays = (asked.sink)(Event::Queued { ahead }).is_continue();
             ahead += usize::from(stays);
             stays
         });
-    }
-
-    fn requests(&self) -> usize {
-        self.waiting.iter().filter(|work| matches!(work, Work::Answer { .. })).count()
     }
 }
 
@@ -108,19 +119,43 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for work; none once the engine is closed and all is done.
-    pub(crate) fn next(&self) -> Option<Work> {
-        let idle = |queue: &mut Queue| queue.waiting.is_empty() && !queue.closed;
-        let mut queue = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
-        let work = queue.waiting.pop_front()?;
-        queue.running = true;
-        queue.tell_waiting();
-        Some(work)
+    /// Wakes the thread if it waits.
+    pub(crate) fn wake(&self) {
+        self.lock().news = true;
+        self.changed.notify_all();
     }
 
-    /// Notes that the work is done.
-    pub(crate) fn done(&self) {
-        self.lock().running = false;
+    /// What is to be forgotten. Waits for something to happen if there is nothing else to do.
+    pub(crate) fn news(&self, idle: bool) -> Vec<Past> {
+        let mut queue = self.lock();
+        if idle {
+            queue = self.changed.wait_while(queue, |queue| !queue.news).unwrap_or_else(PoisonError::into_inner);
+        }
+        queue.news = false;
+        std::mem::take(&mut queue.past)
+    }
+
+    /// The next request, if `fits` says that it can start.
+    pub(crate) fn take(&self, fits: impl FnOnce(&Request) -> bool) -> Option<Asked> {
+        let mut queue = self.lock();
+        if !queue.waiting.front().is_some_and(|asked| fits(&asked.request)) {
+            return None;
+        }
+        let asked = queue.waiting.pop_front();
+        queue.running += 1;
+        queue.tell_waiting();
+        asked
+    }
+
+    /// Notes that a request has come to its end.
+    pub(crate) fn ended(&self) {
+        self.lock().running -= 1;
+    }
+
+    /// Whether no request will come any more.
+    pub(crate) fn is_over(&self) -> bool {
+        let queue = self.lock();
+        queue.closed && queue.waiting.is_empty()
     }
 
     pub(crate) fn count(&self, usage: &Usage) {
@@ -140,6 +175,7 @@ impl Shared {
 pub struct Engine {
     shared: Arc<Shared>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    ledger: Ledger,
     desk: Option<Arc<dyn Desk>>,
 }
 
@@ -154,19 +190,20 @@ impl Engine {
             queue: Mutex::default(),
             changed: Condvar::new(),
             counts: Mutex::default(),
-            options: EngineOptions { context, ..options },
+            options: EngineOptions { context, parallel: options.parallel.max(1), ..options },
             import: import_limits(&model, context),
             vocab: config.vocab_size,
         });
         let keeper = keep.map(|keep| Keeper::start(Arc::clone(&model), keep));
         let desk = keeper.as_ref().map(Keeper::desk);
+        let ledger = model.device().ledger().clone();
         let worker = Worker::new(model, Arc::clone(&shared), keeper);
         let closing = CloseOnPanic(Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
             let _closing = closing;
             worker.run();
         });
-        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))), desk }
+        Engine { shared, thread: Arc::new(Mutex::new(Some(thread))), ledger, desk }
     }
 
     /// States of a token or of a page that an engine can use beside a session of the whole context: for those that others go on
@@ -176,6 +213,11 @@ impl Engine {
     /// Bytes of [`Engine::SPARE_STATES`].
     pub fn spare_bytes<D: Device>(model: &Model<D>) -> u64 {
         Engine::SPARE_STATES * model.state_bytes(1)
+    }
+
+    /// Rows of logits that a pass may want at most, with `parallel` requests at once.
+    pub fn logits_rows(parallel: usize) -> usize {
+        parallel + ROWS
     }
 
     /// Takes a request. `sink` gets its events, on the engine's thread or, while it waits, on those of others who submit: it
@@ -213,16 +255,17 @@ impl Engine {
             return Err(Error::ShuttingDown);
         }
         queue.tell_waiting();
-        let waiting = queue.requests();
-        if waiting >= self.shared.options.queue && queue.running {
+        let (waiting, running) = (queue.waiting.len(), queue.running);
+        let free = self.shared.options.parallel.saturating_sub(running);
+        if waiting >= free + self.shared.options.queue {
             return Err(Error::QueueFull { waiting });
         }
-        let ahead = waiting + usize::from(queue.running);
-        if ahead > 0 && sink(Event::Queued { ahead }).is_break() {
+        if waiting >= free && sink(Event::Queued { ahead: waiting + running }).is_break() {
             return Ok(());
         }
-        queue.waiting.push_back(Work::Answer { request: Box::new(request), sink, wish });
-        self.shared.changed.notify_all();
+        queue.waiting.push_back(Asked { request, sink, wish });
+        drop(queue);
+        self.shared.wake();
         Ok(())
     }
 
@@ -243,8 +286,8 @@ impl Engine {
 
     /// Drops from memory what only a session's past had.
     pub(crate) fn forget(&self, past: Past) {
-        self.shared.lock().waiting.push_back(Work::Forget(past));
-        self.shared.changed.notify_all();
+        self.shared.lock().past.push(past);
+        self.shared.wake();
     }
 
     /// What it has done.
@@ -286,16 +329,21 @@ impl Engine {
         self.shared.options.context
     }
 
-    /// Requests waiting, and whether one runs.
-    pub fn load(&self) -> (usize, bool) {
+    /// Requests that wait, and that run.
+    pub fn load(&self) -> (usize, usize) {
         let queue = self.shared.lock();
-        (queue.requests(), queue.running)
+        (queue.waiting.len(), queue.running)
+    }
+
+    /// Who holds how much of the device's memory.
+    pub fn memory(&self) -> Vec<Holding> {
+        Share::ALL.map(|share| self.ledger.holding(share)).to_vec()
     }
 
     /// Takes no more requests, finishes those it has, and stops the thread.
     pub fn drain(&self) {
         self.shared.lock().closed = true;
-        self.shared.changed.notify_all();
+        self.shared.wake();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic of the thread has been printed by it.

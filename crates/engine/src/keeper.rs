@@ -13,7 +13,8 @@ use fathom_model::{Model, State};
 use fathom_store::{Id, Namespace, NewSnapshot, Saved, Store, Subject};
 
 use crate::kept::Kept;
-use crate::snapshot::{Resume, SnapshotError, resume, save};
+use crate::lookup::Lookup;
+use crate::snapshot::{SnapshotError, save};
 use crate::{Owner, Session, names};
 
 /// States on the way through a prompt that wait to be written at most: when a store is slower than that, the oldest is not
@@ -243,13 +244,9 @@ impl<D: Device> Keeper<D> {
         Arc::clone(&self.queue) as Arc<dyn Desk>
     }
 
-    pub(crate) fn namespace(&self, owner: &Owner) -> Result<Namespace, fathom_store::Error> {
-        self.store.namespace(&owner.0)
-    }
-
-    /// The longest session that `tokens` begin with, if it has more than `have` of them.
-    pub(crate) fn resume(&self, owner: &Owner, tokens: &[u32], have: usize) -> Result<Resume<D>, SnapshotError> {
-        resume(&self.model, &self.namespace(owner)?, &self.subject, tokens, have)
+    /// What looks into the store.
+    pub(crate) fn lookup(&self) -> Lookup<D> {
+        Lookup { model: Arc::clone(&self.model), store: self.store.clone(), subject: self.subject.clone() }
     }
 }
 

@@ -1,14 +1,18 @@
-//! Token ids in, token ids out: a queue, prefill in chunks, decode, the sampler. Never sees text.
+//! Token ids in, token ids out: a queue, prefill and decode of many requests in passes, the sampler. Never sees text.
 #![deny(unsafe_code)]
 
 mod engine;
 mod error;
 mod keeper;
 mod kept;
+mod lookup;
 mod missed;
 mod names;
+mod pace;
 mod prefill;
 mod request;
+mod room;
+mod running;
 mod sampler;
 mod sessions;
 mod snapshot;

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use fathom_kernels::Device;
-use fathom_store::Miss;
+use fathom_store::{Miss, Namespace};
 
-use crate::snapshot::SnapshotError;
 use crate::worker::{WORTH, Worker};
 use crate::{Missed, Request, Session, Usage, Why};
 
@@ -13,13 +12,8 @@ use crate::{Missed, Request, Session, Usage, Why};
 const AROUND: (usize, usize) = (4, 8);
 
 impl<D: Device> Worker<D> {
-    /// Why no more than `reused` tokens of the prompt were there.
-    pub(crate) fn missed(
-        &self,
-        request: &Request,
-        reused: usize,
-        miss: Result<Option<Miss>, SnapshotError>,
-    ) -> Option<Missed> {
+    /// Why no more than `reused` tokens of the prompt were there, with what the store says.
+    pub(crate) fn missed(&self, request: &Request, reused: usize, stored: Option<Missed>) -> Option<Missed> {
         let prompt = &request.prompt;
         if reused + WORTH > prompt.len() {
             return None;
@@ -34,46 +28,39 @@ impl<D: Device> Worker<D> {
             missed
         });
         let gone = self.cache.gone(&request.owner, prompt);
-        let stored = match miss {
-            Ok(miss) => miss.and_then(|miss| self.in_words(request, reused, miss)),
-            Err(e) => Some(nothing(Why::Store(e.to_string()), reused)),
-        };
+        // A live session may have gone on from there meanwhile.
+        let stored = stored.filter(|missed| missed.matched > reused || matches!(missed.why, Why::Store(_)));
         let evicted = (gone > reused).then(|| nothing(Why::Evicted, gone));
         // What shares most; a reason other than a difference before that.
         let worst = |missed: &Missed| (missed.matched, !matches!(missed.why, Why::Differs | Why::Nothing));
         let longest = [stored, live, evicted].into_iter().flatten().max_by_key(worst);
         longest.or_else(|| (reused == 0).then(|| nothing(Why::Nothing, 0)))
     }
+}
 
-    /// What the store says of a prompt.
-    fn in_words(&self, request: &Request, reused: usize, miss: Miss) -> Option<Missed> {
-        let (why, matched, snapshot) = match miss {
-            Miss::Nothing | Miss::End => return None,
-            Miss::Differs { snapshot, position } => (Why::Differs, position, Some(snapshot)),
-            Miss::NoTail { snapshot, position } => (Why::NotKept, position, Some(snapshot)),
-            Miss::OtherModel { position } => (Why::OtherModel, position, None),
-            Miss::OtherProfile { position, profile } => (Why::OtherProfile(profile), position, None),
-            Miss::Damaged { snapshot, position, object } => (Why::Damaged(object), position, Some(snapshot)),
-            Miss::Evicted { position } => (Why::Evicted, position, None),
-        };
-        // A live session may have gone on from there meanwhile.
-        if matched <= reused {
-            return None;
+/// What a store says of a prompt.
+pub(crate) fn in_words(namespace: &Namespace, request: &Request, miss: Miss) -> Option<Missed> {
+    let (why, matched, snapshot) = match miss {
+        Miss::Nothing | Miss::End => return None,
+        Miss::Differs { snapshot, position } => (Why::Differs, position, Some(snapshot)),
+        Miss::NoTail { snapshot, position } => (Why::NotKept, position, Some(snapshot)),
+        Miss::OtherModel { position } => (Why::OtherModel, position, None),
+        Miss::OtherProfile { position, profile } => (Why::OtherProfile(profile), position, None),
+        Miss::Damaged { snapshot, position, object } => (Why::Damaged(object), position, Some(snapshot)),
+        Miss::Evicted { position } => (Why::Evicted, position, None),
+    };
+    let mut missed = nothing(why, matched);
+    if let Some(id) = snapshot
+        && let Ok(shown) = namespace.show(&id)
+    {
+        let name = shown.name.map(|name| Session::of_stored(&name).0.to_owned());
+        missed.session = Some(name.unwrap_or_else(|| id.to_string()));
+        missed.of = Some(shown.position);
+        if request.explain && missed.why == Why::Differs {
+            missed.show(request, &namespace.tokens(&id).unwrap_or_default());
         }
-        let mut missed = nothing(why, matched);
-        if let Some(id) = snapshot
-            && let Some(namespace) = self.keeper.as_ref().and_then(|keeper| keeper.namespace(&request.owner).ok())
-            && let Ok(shown) = namespace.show(&id)
-        {
-            let name = shown.name.map(|name| Session::of_stored(&name).0.to_owned());
-            missed.session = Some(name.unwrap_or_else(|| id.to_string()));
-            missed.of = Some(shown.position);
-            if request.explain && missed.why == Why::Differs {
-                missed.show(request, &namespace.tokens(&id).unwrap_or_default());
-            }
-        }
-        Some(missed)
     }
+    Some(missed)
 }
 
 impl Missed {
@@ -97,6 +84,6 @@ impl Missed {
     }
 }
 
-fn nothing(why: Why, matched: usize) -> Missed {
+pub(crate) fn nothing(why: Why, matched: usize) -> Missed {
     Missed { why, matched, of: None, session: None, theirs: Vec::new(), ours: Vec::new(), cost: Duration::ZERO }
 }

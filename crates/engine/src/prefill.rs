@@ -1,4 +1,4 @@
-//! The one place that cuts prompts into chunks.
+//! Prefill of one session, with nobody beside it.
 
 use std::ops::ControlFlow;
 
@@ -17,24 +17,13 @@ pub fn prefill<D: Device>(
     chunk: usize,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Vec<f32>>, Error> {
-    let mut pass = |tokens: &[u32], logits| model.forward(&mut [Segment { state: &mut *state, tokens, logits }]);
-    in_chunks(tokens, chunk, &mut pass, progress)
-}
-
-/// A pass over the model.
-type Pass<'a, E> = dyn FnMut(&[u32], LogitsWanted) -> Result<Vec<Vec<f32>>, E> + 'a;
-
-/// The same with a `pass` over the model that is the caller's.
-pub(crate) fn in_chunks<E>(
-    tokens: &[u32],
-    chunk: usize,
-    pass: &mut Pass<'_, E>,
-    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<Vec<f32>>, E> {
     let (mut done, mut last) = (0, None);
     for part in tokens.chunks(chunk.max(1)) {
         done += part.len();
-        let mut out = pass(part, if done == tokens.len() { LogitsWanted::Last } else { LogitsWanted::None })?;
+        let mut out = {
+            let logits = if done == tokens.len() { LogitsWanted::Last } else { LogitsWanted::None };
+            model.forward(&mut [Segment { state: &mut *state, tokens: part, logits }])?
+        };
         if progress(done).is_break() {
             return Ok(None);
         }

@@ -42,6 +42,9 @@ pub struct Request {
     pub branch: Option<usize>,
     /// How to tell the same text in other tokens.
     pub seam: Option<Arc<dyn Seam>>,
+    /// How many alternatives to report beside each token of the prompt; the prompt is then read from its first token on, whatever
+    /// is known of it.
+    pub prompt_logprobs: Option<usize>,
     /// Whether [`Missed`] is to have the tokens in question, which may have to be read for it.
     pub explain: bool,
 }
@@ -79,6 +82,15 @@ pub enum Event {
         total: usize,
         /// Of `done`, those that an earlier request had read.
         reused: usize,
+    },
+    /// A token of the prompt that was read, the first excepted; only if asked for.
+    Read {
+        /// Its id.
+        id: u32,
+        /// ln p of it after those before it.
+        logprob: Option<f32>,
+        /// The likeliest tokens in its place.
+        top: Vec<Logprob>,
     },
     /// A token of the answer.
     Token {

@@ -115,6 +115,9 @@ pub struct Sampler {
     seed: u64,
     drawn: u64,
     counts: HashMap<u32, u32>,
+    /// Room for the vocabulary, twice: new pages for each token would cost as much as the choice.
+    all: Vec<(u32, f32)>,
+    weighted: Vec<(u32, f64)>,
 }
 
 /// Better first: the larger logit, then the lower id; NaN last.
@@ -127,25 +130,31 @@ impl Sampler {
     /// A sampler that has chosen nothing yet.
     pub fn new(sampling: Sampling) -> Self {
         let seed = sampling.seed.unwrap_or_else(|| RandomState::new().hash_one(std::time::SystemTime::now()));
-        Sampler { sampling, seed, drawn: 0, counts: HashMap::new() }
+        Sampler { sampling, seed, drawn: 0, counts: HashMap::new(), all: Vec::new(), weighted: Vec::new() }
     }
 
     /// The next token after these logits.
     pub fn choose(&mut self, logits: &[f32]) -> Choice {
         let id = self.pick(logits);
         *self.counts.entry(id).or_default() += 1;
-        let Some(n) = self.sampling.logprobs else { return Choice { id, logprob: None, top: Vec::new() } };
-        let total = log_sum(logits);
-        let logprob = |id: u32| (f64::from(logits[id as usize]) - total) as f32;
-        let mut order: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &v)| (i as u32, v)).collect();
-        keep_best(&mut order, n);
-        let top = order.into_iter().map(|(token, _)| Logprob { token, logprob: logprob(token) }).collect();
-        Choice { id, logprob: Some(logprob(id)), top }
+        match self.sampling.logprobs {
+            Some(n) => report(logits, id, n),
+            None => Choice { id, logprob: None, top: Vec::new() },
+        }
     }
 
     fn pick(&mut self, logits: &[f32]) -> u32 {
+        let (mut all, mut weighted) = (std::mem::take(&mut self.all), std::mem::take(&mut self.weighted));
+        all.clear();
+        weighted.clear();
+        let id = self.pick_in(logits, &mut all, &mut weighted);
+        (self.all, self.weighted) = (all, weighted);
+        id
+    }
+
+    fn pick_in(&mut self, logits: &[f32], all: &mut Vec<(u32, f32)>, weighted: &mut Vec<(u32, f64)>) -> u32 {
         let s = &self.sampling;
-        let mut all: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &v)| (i as u32, v)).collect();
+        all.extend(logits.iter().enumerate().map(|(i, &v)| (i as u32, v)));
         for &(token, bias) in &s.logit_bias {
             if let Some(entry) = all.get_mut(token as usize) {
                 entry.1 += bias;
@@ -163,13 +172,10 @@ impl Sampler {
             if x.is_nan() { f64::from(u8::from(v == best)) } else { exp(x) }
         };
         if s.top_k > 0 {
-            keep_best(&mut all, s.top_k);
+            keep_best(all, s.top_k);
         }
-        let mut weighted: Vec<(u32, f64)> = all
-            .into_iter()
-            .map(|(id, v)| (id, weight(v)))
-            .filter(|&(_, w)| w > 0.0 && w >= f64::from(s.min_p))
-            .collect();
+        let likely = all.iter().map(|&(id, v)| (id, weight(v))).filter(|&(_, w)| w > 0.0 && w >= f64::from(s.min_p));
+        weighted.extend(likely);
         if s.top_p < 1.0 {
             weighted.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             let target = weighted.iter().map(|(_, w)| w).sum::<f64>() * f64::from(s.top_p);
@@ -179,12 +185,12 @@ impl Sampler {
                 sum >= target
             });
             weighted.truncate(enough.map_or(weighted.len(), |i| i + 1));
-        } else {
+        } else if s.top_k > 0 {
             weighted.sort_unstable_by_key(|&(id, _)| id);
         }
         let total: f64 = weighted.iter().map(|(_, w)| w).sum();
         let mut left = self.uniform() * total;
-        for &(id, w) in &weighted {
+        for &(id, w) in weighted.iter() {
             left -= w;
             if left < 0.0 {
                 return id;
@@ -213,6 +219,16 @@ fn keep_best(all: &mut Vec<(u32, f32)>, n: usize) {
         all.truncate(n);
     }
     all.sort_unstable_by(better);
+}
+
+/// A token, how likely it was after these logits, and the `n` likeliest.
+pub(crate) fn report(logits: &[f32], id: u32, n: usize) -> Choice {
+    let total = log_sum(logits);
+    let logprob = |id: u32| (f64::from(logits[id as usize]) - total) as f32;
+    let mut order: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &v)| (i as u32, v)).collect();
+    keep_best(&mut order, n);
+    let top = order.into_iter().map(|(token, _)| Logprob { token, logprob: logprob(token) }).collect();
+    Choice { id, logprob: Some(logprob(id)), top }
 }
 
 /// ln Σ eᵛ.

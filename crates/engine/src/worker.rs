@@ -1,46 +1,50 @@
-//! The thread that runs the model: one request after another, each from the longest state that its prompt begins with.
+//! The thread that runs the model: passes over the weights, in which every running request takes its part.
+//!
+//! How a request comes to run is in `entry.rs`. It reads its prompt from the longest state that this begins with, and speaks. In a
+//! pass all who speak get their next token, and beside them as many tokens of prompts are read as may delay those. Who runs beside
+//! a request does not change its bits, so when and with whom it runs is free.
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use fathom_kernels::{Device, Share, human};
-use fathom_model::{LogitsWanted, Model, Segment, State};
-use fathom_store::Miss;
+use fathom_kernels::{Device, Share};
+use fathom_model::Model;
 
-use crate::engine::{Shared, Sink, Work};
-use crate::keeper::{Fate, Keeper, Wish};
+use crate::engine::{Asked, Shared};
+use crate::keeper::{Keeper, Wish};
 use crate::kept::{Cache, Kept};
-use crate::prefill::in_chunks;
-use crate::sampler::{Choice, Sampler};
-use crate::snapshot::{Resumed, SnapshotError};
-use crate::{Error, Event, Finish, Missed, Owner, Request, Usage};
+use crate::lookup::Looking;
+use crate::pace::Pace;
+use crate::room::{Hold, fit};
+use crate::running::{Part, Phase, Running};
+use crate::sampler::{Choice, Sampler, report};
+use crate::snapshot::SnapshotError;
+use crate::{Error, Event, Finish};
 
-/// Positions of a prompt at whose multiples its state is kept.
-const INTERVAL: usize = 8192;
+mod entry;
+
 /// New tokens that make a state worth keeping, and old ones worth looking for.
 pub(crate) const WORTH: usize = 32;
 /// Sessions that are tried for the same text in other tokens.
 const SEAMS: usize = 4;
+/// Tokens of prompts of which all logits are wanted, in one pass: each takes a row as wide as the vocabulary.
+pub(crate) const ROWS: usize = 32;
 
 pub(crate) struct Worker<D: Device> {
     model: Arc<Model<D>>,
     shared: Arc<Shared>,
     pub(crate) cache: Cache<D>,
     pub(crate) keeper: Option<Keeper<D>>,
-}
-
-/// The session of a request that runs.
-struct Running<D: Device> {
-    owner: Owner,
-    session: Option<Arc<str>>,
-    tokens: Vec<u32>,
-    state: State<D>,
-    /// What follows the last of the tokens, if that is known.
-    logits: Vec<f32>,
-    /// How many of the tokens the last state that was kept of it has.
-    kept: usize,
-    fate: Arc<Fate>,
+    looking: Vec<Looking<D>>,
+    /// The oldest first.
+    running: Vec<Running<D>>,
+    pace: Pace,
+    /// Passes so far.
+    passes: u64,
+    /// Requests that were started.
+    started: u64,
+    /// Whether somebody waits for memory to go on: nobody is let in meanwhile.
+    tight: bool,
 }
 
 /// Where in a request a state is.
@@ -48,6 +52,8 @@ struct Running<D: Device> {
 enum Place {
     /// Inside the prompt, which is read on.
     OnTheWay,
+    /// The same, and somebody waits for it.
+    Mark,
     /// Inside the prompt, which nobody waits for any more.
     Stopped,
     /// At the end of the prompt or of the answer.
@@ -56,151 +62,250 @@ enum Place {
 
 impl<D: Device> Worker<D> {
     pub(crate) fn new(model: Arc<Model<D>>, shared: Arc<Shared>, keeper: Option<Keeper<D>>) -> Self {
-        Worker { model, shared, cache: Cache::new(), keeper }
+        let pace = Pace::new(shared.options.stall);
+        let (looking, running) = (Vec::new(), Vec::new());
+        let cache = Cache::new();
+        Worker { model, shared, cache, keeper, looking, running, pace, passes: 0, started: 0, tight: false }
     }
 
-    /// Works until the engine is closed and nothing waits.
+    /// Works until the engine is closed and nothing is left to do.
     pub(crate) fn run(mut self) {
-        let shared = Arc::clone(&self.shared);
-        while let Some(work) = shared.next() {
-            let model = Arc::clone(&self.model);
-            model.device().scope(|| match work {
-                Work::Answer { request, sink, wish } => self.serve(*request, sink, wish),
-                Work::Forget(past) => self.cache.forget(&past),
+        let model = Arc::clone(&self.model);
+        let mut idle = true;
+        loop {
+            self.shared.news(idle).iter().for_each(|past| self.cache.forget(past));
+            if self.running.is_empty() && self.looking.is_empty() && self.shared.is_over() {
+                break;
+            }
+            idle = model.device().scope(|| {
+                self.take_found();
+                self.admit();
+                !self.pass()
             });
-            shared.done();
         }
         if let Some(keeper) = &self.keeper {
             self.cache.drain().filter(Kept::is_owed).for_each(|kept| keeper.save(&kept, None));
         }
     }
 
-    fn serve(&mut self, request: Request, mut sink: Sink, wish: Option<Wish>) {
-        let last = match self.answer(request, &mut sink, wish) {
-            Ok((reason, usage)) => {
-                self.shared.count(&usage);
-                Event::Done { reason, usage }
-            }
-            Err(e) => Event::Failed(e),
-        };
-        // Nobody left to tell is no error.
-        let _ = sink(last);
+    fn limit(&self) -> u64 {
+        self.model.device().ledger().holding(Share::State).limit
     }
 
-    fn answer(&mut self, mut request: Request, sink: &mut Sink, wish: Option<Wish>) -> Result<(Finish, Usage), Error> {
-        self.admit(&request)?;
-        let (mut running, mut missed) = self.session(&mut request)?;
-        let (total, reused) = (request.prompt.len(), running.tokens.len());
-        let mut usage = Usage { prompt_tokens: total, reused_tokens: reused, ..Usage::default() };
+    /// What those hold that have been let in.
+    fn holds(&self) -> Vec<Hold> {
+        let running =
+            self.running.iter().map(|running| running.hold(running.tokens.len(), |n| self.model.state_bytes(n)));
+        running.chain(self.looking.iter().map(|looking| looking.hold)).collect()
+    }
+
+    /// One pass over the weights; false if there is nothing to do in it.
+    fn pass(&mut self) -> bool {
+        self.catch_up();
+        let mut parts = self.parts();
+        if parts.is_empty() {
+            return false;
+        }
+        self.passes += 1;
         let start = Instant::now();
-        let read = sink(Event::Prefill { done: reused, total, reused }).is_continue()
-            && self.read(&mut running, &request, reused, sink)?;
-        usage.prefill = start.elapsed();
-        if let Some(missed) = &mut missed {
-            missed.cost = missed.spared(&usage);
-        }
-        usage.missed = missed;
-        let finish = match read {
-            true => {
-                let start = Instant::now();
-                let finish = self.generate(&mut running, &request, &mut usage, sink)?;
-                usage.decode = start.elapsed();
-                finish
+        let out = loop {
+            let running = &mut self.running;
+            let result = with_room(&mut self.cache, &self.keeper, || {
+                let all = running.iter_mut().enumerate();
+                let mut segments: Vec<_> = all
+                    .filter_map(|(at, running)| Some(running.segment(parts.iter().find(|part| part.at == at)?.tokens)))
+                    .collect();
+                self.model.forward_each(&mut segments)
+            });
+            match result {
+                // They fit by what each may hold; where that is not all there is, the oldest goes on.
+                Err(e) if e.is_full() && parts.len() > 1 => drop(parts.pop()),
+                other => break other,
             }
-            false => Finish::Cancelled,
         };
-        let whole = read && finish != Finish::Cancelled;
-        // Where the prompt was not read to its end the state is good, and the session as it was.
-        self.keep(&mut running, if read { Place::End } else { Place::Stopped }, wish.filter(|_| whole));
-        Ok((finish, usage))
+        self.measure(&parts, start.elapsed());
+        match out {
+            // From the last, so that the others stay where they are.
+            Ok(out) => {
+                parts.into_iter().zip(out).rev().for_each(|(part, out)| self.advance(part, out.map_err(Error::from)))
+            }
+            Err(e) => {
+                let e = Error::from(e);
+                parts.into_iter().rev().for_each(|part| self.advance(part, Err(e.clone())));
+            }
+        }
+        true
     }
 
-    /// Refuses what no eviction could make room for.
-    fn admit(&self, request: &Request) -> Result<(), Error> {
-        let context = self.shared.options.context;
-        let tokens = request.max_tokens.map_or(context, |most| context.min(request.prompt.len().saturating_add(most)));
-        let (needed, limit) =
-            (self.model.state_bytes(tokens), self.model.device().ledger().holding(Share::State).limit);
-        match needed <= limit {
-            true => Ok(()),
-            false => Err(Error::Memory { tokens, needed: human(needed), limit: human(limit) }),
+    /// Who does how much in the next pass, the oldest first: all who speak, and beside them readers by turns, in one pass the one
+    /// who has least left first, so that short prompts overtake long ones, in the other the one who came first.
+    fn parts(&mut self) -> Vec<Part> {
+        let (limit, bytes) = (self.limit(), |n| self.model.state_bytes(n));
+        let mut holds = self.holds();
+        let mut parts = Vec::new();
+        self.tight = false;
+        for (at, running) in self.running.iter().enumerate().filter(|(_, running)| running.is_speaking()) {
+            let before = std::mem::replace(&mut holds[at], running.hold(running.tokens.len() + 1, bytes));
+            if before == holds[at] || fit(limit, &holds) {
+                parts.push(Part { at, tokens: 1 });
+            } else {
+                (holds[at], self.tight) = (before, true);
+            }
+        }
+        let most = self.shared.options.prefill_chunk.max(1);
+        let (mut budget, mut rows) = (if parts.is_empty() { most } else { most.min(self.pace.tokens()) }, ROWS);
+        let mut readers: Vec<usize> = (0..self.running.len()).filter(|&at| self.running[at].is_reading()).collect();
+        if self.passes.is_multiple_of(2) {
+            readers.sort_by_key(|&at| self.running[at].left());
+        }
+        for at in readers {
+            let running = &self.running[at];
+            let mut tokens = running.stretch().len().min(budget);
+            if running.asked.request.prompt_logprobs.is_some() {
+                tokens = tokens.min(rows);
+                rows -= tokens;
+            }
+            budget -= tokens;
+            if tokens > 0 {
+                parts.push(Part { at, tokens });
+            }
+        }
+        parts.sort_unstable_by_key(|part| part.at);
+        parts
+    }
+
+    fn measure(&mut self, parts: &[Part], time: Duration) {
+        let spoken = parts.iter().filter(|part| self.running[part.at].is_speaking()).count();
+        let read = parts.iter().map(|part| part.tokens).sum::<usize>() - spoken;
+        self.pace.took(read, spoken, time);
+    }
+
+    /// Takes what a pass gave to one request.
+    fn advance(&mut self, part: Part, out: Result<Vec<f32>, Error>) {
+        let mut running = self.running.remove(part.at);
+        let ended = match out {
+            Ok(out) if running.is_speaking() => self.spoke(&mut running, out).map(Ok),
+            Ok(out) => self.read(&mut running, part.tokens, out).map(Ok),
+            Err(e) => Some(Err(e)),
+        };
+        match ended {
+            Some(ended) => self.end(running, ended),
+            None => self.running.insert(part.at, running),
         }
     }
 
-    /// Reads the rest of the prompt; false if the receiver had enough.
-    fn read(
-        &mut self,
-        running: &mut Running<D>,
-        request: &Request,
-        reused: usize,
-        sink: &mut Sink,
-    ) -> Result<bool, Error> {
-        let (total, chunk) = (request.prompt.len(), self.shared.options.prefill_chunk);
-        while running.tokens.len() < total {
-            let part = stretch(running.tokens.len(), request);
-            let Range { start, end } = part;
-            let mut read = start;
-            let (model, cache, keeper) = (&self.model, &mut self.cache, &self.keeper);
-            let state = &mut running.state;
-            let mut pass = |tokens: &[u32], logits| {
-                with_room(cache, keeper, || model.forward(&mut [Segment { state: &mut *state, tokens, logits }]))
+    /// Some tokens of the prompt have been read.
+    fn read(&mut self, running: &mut Running<D>, tokens: usize, mut out: Vec<f32>) -> Option<Finish> {
+        let stretch = running.stretch();
+        let to = stretch.start + tokens;
+        if let Some(top) = running.asked.request.prompt_logprobs {
+            let vocab = self.model.config().vocab_size;
+            let request = &running.asked.request;
+            let ids = request.prompt[stretch.start + 1..].iter();
+            for (row, &id) in out.chunks_exact(vocab).zip(ids) {
+                let Choice { id, logprob, top } = report(row, id, top);
+                if (running.asked.sink)(Event::Read { id, logprob, top }).is_break() {
+                    return Some(Finish::Cancelled);
+                }
+            }
+            out = if to == stretch.end { out.split_off(out.len() - vocab) } else { Vec::new() };
+        }
+        running.tokens.extend_from_slice(&running.asked.request.prompt[stretch.start..to]);
+        running.logits = out;
+        if !running.tell_progress() {
+            running.logits.clear();
+            return Some(Finish::Cancelled);
+        }
+        if to < stretch.end {
+            return None;
+        }
+        let total = running.asked.request.prompt.len();
+        let is_mark = running.marks.remove(&to);
+        if running.tokens.len() >= running.kept + WORTH || is_mark {
+            let place = match running.asked.request.branch.unwrap_or(total) == to {
+                true => Place::End,
+                false if is_mark => Place::Mark,
+                false => Place::OnTheWay,
             };
-            let logits = in_chunks(&request.prompt[part], chunk, &mut pass, &mut |done| {
-                read = start + done;
-                sink(Event::Prefill { done: read, total, reused })
-            })?;
-            running.tokens.extend_from_slice(&request.prompt[start..read]);
-            running.logits = logits.unwrap_or_default();
-            if running.logits.is_empty() {
-                return Ok(false);
-            }
-            let place = request.branch.unwrap_or(total) == end;
-            if running.tokens.len() >= running.kept + WORTH {
-                self.keep(running, if place { Place::End } else { Place::OnTheWay }, None);
-            }
+            self.keep(running, place, None);
         }
-        Ok(true)
+        if to < total { None } else { self.begin_speaking(running) }
     }
 
-    fn generate(
-        &mut self,
-        running: &mut Running<D>,
-        request: &Request,
-        usage: &mut Usage,
-        sink: &mut Sink,
-    ) -> Result<Finish, Error> {
-        let mut sampler = Sampler::new(request.sampling.clone());
-        loop {
-            if request.max_tokens.is_some_and(|most| usage.generated_tokens >= most) {
-                return Ok(Finish::Length);
-            }
-            if running.tokens.len() >= self.shared.options.context {
-                return Ok(Finish::ContextFull);
-            }
-            let Choice { id, logprob, top } = sampler.choose(&running.logits);
-            if request.stop_tokens.contains(&id) {
-                return Ok(Finish::Stop);
-            }
-            usage.generated_tokens += 1;
-            let heard = sink(Event::Token { id, logprob, top }).is_continue();
-            // Also when nobody listens any more: the session has the token, and its state is to have seen it.
-            let (model, state) = (&self.model, &mut running.state);
-            let out = with_room(&mut self.cache, &self.keeper, || {
-                model.forward(&mut [Segment { state: &mut *state, tokens: &[id], logits: LogitsWanted::Last }])
-            })?;
-            running.logits = out.into_iter().next().unwrap_or_default();
-            running.tokens.push(id);
-            if !heard {
-                return Ok(Finish::Cancelled);
-            }
+    fn begin_speaking(&mut self, running: &mut Running<D>) -> Option<Finish> {
+        running.usage.prefill = running.since.elapsed();
+        running.since = Instant::now();
+        if let Some(mut missed) = running.usage.missed.take() {
+            missed.cost = missed.spared(&running.usage);
+            running.usage.missed = Some(missed);
         }
+        let sampler = Box::new(Sampler::new(running.asked.request.sampling.clone()));
+        running.phase = Phase::Speaking { sampler, next: 0, heard: true };
+        self.choose(running)
+    }
+
+    /// A token of the answer has been read.
+    fn spoke(&mut self, running: &mut Running<D>, out: Vec<f32>) -> Option<Finish> {
+        running.logits = out;
+        let Phase::Speaking { next, heard, .. } = running.phase else { return None };
+        running.tokens.push(next);
+        if heard { self.choose(running) } else { Some(Finish::Cancelled) }
+    }
+
+    /// Chooses the next token, or ends.
+    fn choose(&self, running: &mut Running<D>) -> Option<Finish> {
+        let request = &running.asked.request;
+        let Phase::Speaking { sampler, next, heard } = &mut running.phase else { return None };
+        if request.max_tokens.is_some_and(|most| running.usage.generated_tokens >= most) {
+            return Some(Finish::Length);
+        }
+        if running.tokens.len() >= self.shared.options.context {
+            return Some(Finish::ContextFull);
+        }
+        let Choice { id, logprob, top } = sampler.choose(&running.logits);
+        if request.stop_tokens.contains(&id) {
+            return Some(Finish::Stop);
+        }
+        running.usage.generated_tokens += 1;
+        *next = id;
+        // Also what nobody listens to any more is read: the session has the token, and its state is to have seen it.
+        *heard = (running.asked.sink)(Event::Token { id, logprob, top }).is_continue();
+        None
+    }
+
+    /// Ends a request.
+    fn end(&mut self, mut running: Running<D>, ended: Result<Finish, Error>) {
+        let finish = match ended {
+            Ok(finish) => finish,
+            Err(e) => return self.fail(running.asked, e),
+        };
+        let has_read = running.is_speaking();
+        let took = running.since.elapsed();
+        *(if has_read { &mut running.usage.decode } else { &mut running.usage.prefill }) = took;
+        let whole = has_read && finish != Finish::Cancelled;
+        let wish = running.asked.wish.take().filter(|_| whole);
+        // Where the prompt was not read to its end the state is good, and the session as it was.
+        self.keep(&mut running, if has_read { Place::End } else { Place::Stopped }, wish);
+        let Running { asked: Asked { mut sink, .. }, usage, state, .. } = running;
+        // Before anybody hears of it, and may ask for more.
+        drop(state);
+        self.shared.count(&usage);
+        self.shared.ended();
+        // Nobody left to tell is no error.
+        let _ = sink(Event::Done { reason: finish, usage });
+    }
+
+    fn fail(&self, mut asked: Asked, e: Error) {
+        self.shared.ended();
+        let _ = (asked.sink)(Event::Failed(e));
     }
 
     /// Keeps the state of a session as it is now, and has it written where there is a store.
     fn keep(&mut self, running: &mut Running<D>, place: Place, wish: Option<Wish>) {
         let position = running.tokens.len();
         let new = position > running.kept;
-        if position == 0 || !new && wish.is_none() && running.session.is_none() {
+        let request = &running.asked.request;
+        if position == 0 || !new && wish.is_none() && request.session.is_none() {
             return;
         }
         let Ok(state) = self.model.fork(&running.state) else { return };
@@ -208,13 +313,13 @@ impl<D: Device> Worker<D> {
             running.fate = Arc::default();
         }
         let kept = Kept {
-            owner: running.owner.clone(),
-            session: running.session.clone(),
+            owner: request.owner.clone(),
+            session: request.session.clone(),
             timeline: Arc::new(running.tokens.clone()),
             state,
             logits: running.logits.clone(),
             end: place == Place::End,
-            head: place == Place::End && running.session.is_some(),
+            head: place == Place::End && request.session.is_some(),
             fate: Arc::clone(&running.fate),
         };
         // A session of that name has no snapshot yet, though its state may have one.
@@ -229,86 +334,10 @@ impl<D: Device> Worker<D> {
             self.cache.put(kept);
         }
     }
-
-    /// The longest state that the prompt goes on from, kept or stored, or a new one; and why it is not longer. The prompt's
-    /// text may be known in other tokens: then it takes those.
-    fn session(&mut self, request: &mut Request) -> Result<(Running<D>, Option<Missed>), Error> {
-        let mut joined = false;
-        loop {
-            let have = self.cache.longest(&request.owner, &request.prompt).map_or(0, |kept| kept.state.position());
-            let miss = match self.stored(request, have) {
-                Ok((Some(resumed), miss)) => {
-                    let missed = self.missed(request, resumed.state.position(), Ok(miss));
-                    return Ok((running(request, resumed, Fate::saved()), missed));
-                }
-                Ok((None, miss)) => Ok(miss),
-                Err(e) => Err(e),
-            };
-            if !joined && let Some(prompt) = self.join(request, have, miss.as_ref().ok().and_then(Option::as_ref)) {
-                let shorter = request.prompt.len() - request.branch.unwrap_or(request.prompt.len());
-                request.branch = request.branch.map(|_| prompt.len().saturating_sub(shorter));
-                (request.prompt, joined) = (prompt, true);
-                continue;
-            }
-            let missed = self.missed(request, have, miss);
-            let kept = self.cache.longest(&request.owner, &request.prompt);
-            let fate = kept.map_or_else(Arc::default, |kept| Arc::clone(&kept.fate));
-            let start = match kept {
-                Some(kept) => Resumed { state: self.model.fork(&kept.state)?, logits: kept.logits.clone() },
-                None => {
-                    let state = with_room(&mut self.cache, &self.keeper, || self.model.new_state())?;
-                    Resumed { state, logits: Vec::new() }
-                }
-            };
-            return Ok((running(request, start, fate), missed));
-        }
-    }
-
-    /// What the store has beyond `have` tokens, as a session, and why it has no more. What it cannot give is computed.
-    fn stored(&mut self, request: &Request, have: usize) -> Result<(Option<Resumed<D>>, Option<Miss>), SnapshotError> {
-        let (owner, prompt) = (&request.owner, &request.prompt[..]);
-        let Some(keeper) = &self.keeper else { return Ok((None, None)) };
-        if have + WORTH > prompt.len() {
-            return Ok((None, None));
-        }
-        let resume = with_room(&mut self.cache, &self.keeper, || keeper.resume(owner, prompt, have))?;
-        let serves = |resumed: &Resumed<D>| resumed.state.position() < prompt.len() || !resumed.logits.is_empty();
-        Ok((resume.resumed.filter(serves), resume.miss))
-    }
-
-    /// The prompt in the tokens of a session that has the same text and more of it than `have` tokens.
-    fn join(&self, request: &Request, have: usize, miss: Option<&Miss>) -> Option<Vec<u32>> {
-        let seam = request.seam.as_ref()?;
-        let prompt = &request.prompt;
-        let fits = |joined: &Vec<u32>| joined.len() < self.shared.options.context;
-        let near = self.cache.near(&request.owner, prompt, have);
-        let live = near.into_iter().take(SEAMS).find_map(|(shared, kept)| seam.join(prompt, kept.tokens(), shared));
-        live.or_else(|| {
-            let Some(&Miss::Differs { snapshot, position }) = miss else { return None };
-            let namespace = self.keeper.as_ref()?.namespace(&request.owner).ok()?;
-            (position >= have).then_some(())?;
-            seam.join(prompt, &namespace.tokens(&snapshot).ok()?, position)
-        })
-        .filter(fits)
-    }
-}
-
-/// The next stretch of a prompt: up to where a state is to be kept.
-fn stretch(from: usize, request: &Request) -> Range<usize> {
-    let total = request.prompt.len();
-    let to = total.min((from / INTERVAL + 1) * INTERVAL);
-    from..request.branch.filter(|branch| (from + 1..to).contains(branch)).unwrap_or(to)
-}
-
-fn running<D: Device>(request: &Request, start: Resumed<D>, fate: Arc<Fate>) -> Running<D> {
-    let Resumed { state, logits } = start;
-    let kept = state.position();
-    let (owner, session) = (request.owner.clone(), request.session.clone());
-    Running { owner, session, tokens: request.prompt[..kept].to_vec(), state, logits, kept, fate }
 }
 
 /// Failures that more memory for state would mend.
-trait Full {
+pub(crate) trait Full {
     fn is_full(&self) -> bool;
 }
 
@@ -324,29 +353,30 @@ impl Full for SnapshotError {
     }
 }
 
-/// Does something that takes state, and lets kept states go, into the store where there is one, while there is no room for it.
+/// Does something that takes state, and lets kept states go while there is no room for it.
 fn with_room<D: Device, T, E: Full>(
     cache: &mut Cache<D>,
     keeper: &Option<Keeper<D>>,
     mut work: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
     loop {
-        let failed = match work() {
-            Err(e) if e.is_full() => e,
+        match work() {
+            Err(e) if e.is_full() && make_room(cache, keeper) => {}
             other => return other,
-        };
-        let gone = cache.evict();
-        if let (Some(kept), Some(keeper)) = (&gone, keeper)
-            && kept.is_owed()
-        {
-            keeper.save(kept, None);
-        }
-        let was_there = gone.is_some();
-        drop(gone);
-        // What waits to be written has memory too.
-        let relieved = !was_there && keeper.as_ref().is_some_and(Keeper::relieve);
-        if !was_there && !relieved {
-            return Err(failed);
         }
     }
+}
+
+/// Lets a kept state go, into the store where there is one; false if there is nothing left to let go.
+fn make_room<D: Device>(cache: &mut Cache<D>, keeper: &Option<Keeper<D>>) -> bool {
+    let gone = cache.evict();
+    if let (Some(kept), Some(keeper)) = (&gone, keeper)
+        && kept.is_owed()
+    {
+        keeper.save(kept, None);
+    }
+    let was_there = gone.is_some();
+    drop(gone);
+    // What waits to be written has memory too.
+    was_there || keeper.as_ref().is_some_and(Keeper::relieve)
 }

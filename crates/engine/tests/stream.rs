@@ -24,7 +24,7 @@ fn run(engine: &Engine, prompt: Vec<u32>) -> Result<Vec<u32>, String> {
             Event::Token { id, .. } => ids.push(id),
             Event::Done { .. } => return Ok(ids),
             Event::Failed(e) => return Err(e.to_string()),
-            Event::Queued { .. } | Event::Prefill { .. } => {}
+            _ => {}
         }
     }
     panic!("the engine went away");
@@ -41,7 +41,11 @@ fn a_failed_read_ends_one_request() {
     let options = StreamOptions { memory: 100 * 30_000, faults: Some(Arc::new(faults)), ..StreamOptions::default() };
     let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
     let model = Arc::new(Model::stream(cpu, &checkpoint, options).unwrap());
-    let engine = Engine::start(model, EngineOptions { prefill_chunk: 32, queue: 4, context: 500 }, None);
+    let engine = Engine::start(
+        model,
+        EngineOptions { prefill_chunk: 32, queue: 4, context: 500, ..EngineOptions::default() },
+        None,
+    );
     let prompt: Vec<u32> = (0..100).map(|i| i * 7919 % 512).collect();
     let answer = run(&engine, prompt.clone()).unwrap();
     failing.store(true, Ordering::Relaxed);

@@ -159,9 +159,9 @@ impl<D: Device> Model<D> {
         self.layout.bytes(positions)
     }
 
-    /// Bytes of device scratch that a pass over `rows` tokens takes at most.
-    pub fn scratch_bytes(&self, rows: usize) -> u64 {
-        crate::plan::scratch_bytes(&self.device, &self.config, self.cache.is_some(), rows)
+    /// Bytes of device scratch that a pass over `rows` tokens takes at most, where logits are wanted after `wanted` of them.
+    pub fn scratch_bytes(&self, rows: usize, wanted: usize) -> u64 {
+        crate::plan::scratch_bytes(&self.device, &self.config, self.cache.is_some(), rows, wanted)
     }
 
     /// One pass over the layers for any number of segments. Returns, for each segment, the logits it wanted,
@@ -171,6 +171,25 @@ impl<D: Device> Model<D> {
     /// [`Error::Token`], [`Error::ContextFull`], [`Error::Broken`] and no room for more state before anything is touched. Any
     /// other error leaves the segments' sessions broken: drop them.
     pub fn forward(&self, segments: &mut [Segment<'_, D>]) -> Result<Vec<Vec<f32>>, Error> {
+        let logits = self.forward_each(segments)?;
+        let mut failed = None;
+        let logits = logits
+            .into_iter()
+            .map(|one| {
+                one.unwrap_or_else(|e| {
+                    failed.get_or_insert(e);
+                    Vec::new()
+                })
+            })
+            .collect();
+        failed.map_or(Ok(logits), Err)
+    }
+
+    /// The same, where [`Error::NotFinite`] is one segment's alone: its session is broken, the others go on.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_each(&self, segments: &mut [Segment<'_, D>]) -> Result<Vec<Result<Vec<f32>, Error>>, Error> {
         self.check(segments)?;
         let mut batch = self.batch(segments)?;
         let device = &self.device;
@@ -183,9 +202,9 @@ impl<D: Device> Model<D> {
         }
         let logits = self.logits(&batch, h)?;
         drop(pass);
-        for segment in batch.segments.iter_mut() {
+        for (segment, logits) in batch.segments.iter_mut().zip(&logits) {
             segment.state.position += segment.tokens.len();
-            segment.state.whole = true;
+            segment.state.whole = logits.is_ok();
         }
         Ok(logits)
     }
@@ -209,9 +228,13 @@ impl<D: Device> Model<D> {
 
     fn batch<'a, 's>(&self, segments: &'a mut [Segment<'s, D>]) -> Result<Batch<'a, 's, D>, Error> {
         let (mut tokens, mut spans, mut positions) = (Vec::new(), Vec::new(), Vec::new());
-        for segment in segments.iter_mut() {
-            let end = segment.state.position + segment.tokens.len();
-            segment.state.prepare(&self.device, &self.layout, end)?;
+        for at in 0..segments.len() {
+            let Segment { state, tokens, .. } = &mut segments[at];
+            let end = state.position + tokens.len();
+            if let Err(e) = state.prepare(&self.device, &self.layout, end) {
+                segments[..at].iter_mut().for_each(|segment| segment.state.give_back());
+                return Err(e);
+            }
         }
         for segment in segments.iter_mut() {
             let start = segment.state.position;
@@ -239,7 +262,7 @@ impl<D: Device> Model<D> {
     }
 
     /// h `[n, hc·D]` → what each segment wanted.
-    fn logits(&self, batch: &Batch<'_, '_, D>, h: Array<D::Buffer>) -> Result<Vec<Vec<f32>>, Error> {
+    fn logits(&self, batch: &Batch<'_, '_, D>, h: Array<D::Buffer>) -> Result<Vec<Result<Vec<f32>, Error>>, Error> {
         let wanted: Vec<Range<usize>> = batch
             .segments
             .iter()
@@ -252,7 +275,7 @@ impl<D: Device> Model<D> {
             .collect();
         let rows: Vec<usize> = wanted.iter().cloned().flatten().collect();
         if rows.is_empty() {
-            return Ok(vec![Vec::new(); wanted.len()]);
+            return Ok(wanted.iter().map(|_| Ok(Vec::new())).collect());
         }
         let device = &self.device;
         let vocab = self.config.vocab_size;
@@ -263,11 +286,15 @@ impl<D: Device> Model<D> {
         let logits = device.linear(&x, &self.head)?; // [m, vocab]
         let bytes = device.read(&logits.data, 0..rows.len() * vocab * 4)?;
         let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            return Err(Error::NotFinite { position: batch.position(rows[at / vocab]) });
-        }
         let mut values = values.into_iter();
-        Ok(wanted.into_iter().map(|rows| values.by_ref().take(rows.len() * vocab).collect()).collect())
+        let each = wanted.into_iter().map(|rows| {
+            let values: Vec<f32> = values.by_ref().take(rows.len() * vocab).collect();
+            match values.iter().position(|v| !v.is_finite()) {
+                Some(at) => Err(Error::NotFinite { position: batch.position(rows.start + at / vocab) }),
+                None => Ok(values),
+            }
+        });
+        Ok(each.collect())
     }
 }
 

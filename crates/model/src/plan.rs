@@ -12,8 +12,9 @@ pub fn state_bytes(config: &Config, positions: usize) -> u64 {
     Layout::new(config).bytes(positions)
 }
 
-/// Bytes of device scratch that a pass over `rows` tokens takes at most, with experts in memory or streamed.
-pub fn scratch_bytes<D: Device>(device: &D, config: &Config, streamed: bool, rows: usize) -> u64 {
+/// Bytes of device scratch that a pass over `rows` tokens takes at most, where logits are wanted after `wanted` of them, with
+/// experts in memory or streamed.
+pub fn scratch_bytes<D: Device>(device: &D, config: &Config, streamed: bool, rows: usize, wanted: usize) -> u64 {
     let c = config;
     let (hc, d_model, inter) = (c.hc_mult, c.hidden_size, c.moe_intermediate_size);
     let heads = c.num_attention_heads * c.head_dim;
@@ -41,6 +42,6 @@ pub fn scratch_bytes<D: Device>(device: &D, config: &Config, streamed: bool, row
     };
     let own = index_own.into_iter().fold(attend_own, usize::max);
     let attention = (strip * (attention + output) + rows * d_model) * 4 + own;
-    let last = (hc + 4) * d_model + c.vocab_size;
+    let last = wanted * ((hc + 4) * d_model + c.vocab_size);
     ((rows * through + last) * 4 + attention.max(rows * experts * 4 + experts_own)) as u64
 }

@@ -216,9 +216,12 @@ impl<D: Device> State<D> {
                 *open = Arc::new(copy(open, layout.page)?);
             }
         }
-        let before = self.pages.len();
-        // Pages without positions are nobody's: a fork would share them.
-        self.grow(device, layout, end).inspect_err(|_| self.pages.truncate(before))
+        self.grow(device, layout, end).inspect_err(|_| self.give_back())
+    }
+
+    /// Gives back what a pass that is not to be was made ready for. Pages without positions are nobody's: a fork would share them.
+    pub(crate) fn give_back(&mut self) {
+        self.pages.truncate(self.position.div_ceil(PAGE));
     }
 
     fn grow(&mut self, device: &D, layout: &Layout, end: usize) -> Result<(), Error> {

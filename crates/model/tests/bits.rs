@@ -184,7 +184,7 @@ fn memory_is_as_planned() {
             let tokens = tokens(&mut Random::new(seed), checkpoint.config().vocab_size, 1100);
             let mut state = model.new_state().unwrap();
             model.device().ledger().limit(Share::State, model.state_bytes(1100));
-            model.device().ledger().limit(Share::Scratch, model.scratch_bytes(chunk));
+            model.device().ledger().limit(Share::Scratch, model.scratch_bytes(chunk, 1));
             for part in tokens.chunks(chunk) {
                 let logits = LogitsWanted::Last;
                 model.forward(&mut [Segment { state: &mut state, tokens: part, logits }]).unwrap();

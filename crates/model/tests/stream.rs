@@ -65,7 +65,7 @@ proptest! {
             let options = StreamOptions { reader, direct, guess: seed % 4 > 0, ..StreamOptions::default() };
             let model = streamed(folder.path(), profile, frames * 8192, options);
             let ledger = model.device().ledger();
-            ledger.limit(Share::Scratch, model.scratch_bytes(chunk.max(1)));
+            ledger.limit(Share::Scratch, model.scratch_bytes(chunk.max(1), 1));
             // Cold, then warm.
             for _ in 0..2 {
                 let got = all(&model, &prompt, chunk, &rest).unwrap();

@@ -6,17 +6,17 @@ use fathom_weights::synth::Synth;
 use super::*;
 use crate::{Finish, Sampling, Seam, Why};
 
-fn model() -> Arc<Model<Cpu>> {
+pub(super) fn model() -> Arc<Model<Cpu>> {
     let checkpoint = Synth::tiny(5).set("num_hidden_layers", 3).set("compress_ratios", vec![4, 128, 0]).checkpoint();
     let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
     Arc::new(Model::load(cpu, &checkpoint.unwrap()).unwrap())
 }
 
 fn engine(chunk: usize, queue: usize, context: usize) -> Engine {
-    Engine::start(model(), EngineOptions { prefill_chunk: chunk, queue, context }, None)
+    Engine::start(model(), EngineOptions { prefill_chunk: chunk, queue, context, ..EngineOptions::default() }, None)
 }
 
-fn prompt(n: usize) -> Vec<u32> {
+pub(super) fn prompt(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| i * 7919 % 512).collect()
 }
 
@@ -37,7 +37,7 @@ fn run(engine: &Engine, request: Request) -> (Vec<u32>, Finish, Usage) {
             Event::Token { id, .. } => ids.push(id),
             Event::Done { reason, usage } => return (ids, reason, usage),
             Event::Failed(e) => panic!("{e}"),
-            Event::Queued { .. } | Event::Prefill { .. } => {}
+            Event::Queued { .. } | Event::Prefill { .. } | Event::Read { .. } => {}
         }
     }
     panic!("the engine went away");
@@ -121,7 +121,7 @@ fn those_who_leave_lose_their_places() {
         false => ControlFlow::Continue(()),
     };
     engine.submit(request(prompt(4000), 100), running).unwrap();
-    while engine.load() != (0, true) {
+    while engine.load() != (0, 1) {
         std::thread::yield_now();
     }
     let waiting = || {
@@ -147,17 +147,23 @@ fn store(folder: &tempfile::TempDir) -> fathom_store::Store {
     fathom_store::Store::open(folder.path().to_str().unwrap(), fathom_store::Options::default()).unwrap()
 }
 
-type Told = Arc<Mutex<Vec<fathom_store::Saved>>>;
+pub(super) type Told = Arc<Mutex<Vec<fathom_store::Saved>>>;
 
 /// An engine that keeps its sessions, with memory for one of `context` tokens and what goes with it.
 fn keeping(folder: &tempfile::TempDir, context: usize, told: &Told) -> Engine {
+    keeping_with(folder, EngineOptions { prefill_chunk: 64, context, ..EngineOptions::default() }, told)
+}
+
+/// The same with options.
+pub(super) fn keeping_with(folder: &tempfile::TempDir, options: EngineOptions, told: &Told) -> Engine {
     let (model, told) = (model(), Arc::clone(told));
     let ledger = model.device().ledger();
+    let context = options.context;
     ledger.limit(fathom_kernels::Share::State, model.state_bytes(context) + Engine::spare_bytes(&model));
     let told =
         Box::new(move |saved: &Result<fathom_store::Saved, _>| told.lock().unwrap().push(*saved.as_ref().unwrap()));
     let keep = Keep { store: store(folder), subject: crate::subject(&model, [7; 32]), lasts: None, told };
-    Engine::start(model, EngineOptions { prefill_chunk: 64, queue: 4, context }, Some(keep))
+    Engine::start(model, options, Some(keep))
 }
 
 /// What one engine saved, another goes on from, with the same answers; and it saves no more than it must.
@@ -208,7 +214,8 @@ fn sessions_live_side_by_side() {
     for (room, all) in [(10 * model.state_bytes(1500), true), (tight, false)] {
         let model = self::model();
         model.device().ledger().limit(fathom_kernels::Share::State, room);
-        let engine = Engine::start(model, EngineOptions { prefill_chunk: 64, queue: 4, context: 1500 }, None);
+        let engine =
+            Engine::start(model, EngineOptions { prefill_chunk: 64, context: 1500, ..EngineOptions::default() }, None);
         let fresh = || self::engine(64, 4, 1500);
         let texts: Vec<Vec<u32>> = (0..3).map(|start| (0..1400).map(|i| (i * 31 + start) % 512).collect()).collect();
         let answers: Vec<_> = texts.iter().map(|text| run(&engine, request(text.clone(), 40)).0).collect();
@@ -230,7 +237,8 @@ fn sessions_live_side_by_side() {
 fn what_cannot_fit_is_refused() {
     let model = model();
     model.device().ledger().limit(fathom_kernels::Share::State, model.state_bytes(1024));
-    let engine = Engine::start(model, EngineOptions { prefill_chunk: 64, queue: 4, context: 3000 }, None);
+    let engine =
+        Engine::start(model, EngineOptions { prefill_chunk: 64, context: 3000, ..EngineOptions::default() }, None);
     let (send, receive) = mpsc::channel();
     engine
         .submit(request(prompt(900), 500), move |event| {

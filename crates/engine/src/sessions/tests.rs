@@ -18,7 +18,7 @@ fn sessions_of(folder: Option<&tempfile::TempDir>, context: usize) -> Sessions {
     let model = Arc::new(Model::load(cpu, &checkpoint.unwrap()).unwrap());
     let spare = Engine::spare_bytes(&model);
     model.device().ledger().limit(Share::State, model.state_bytes(context) + spare);
-    let options = EngineOptions { prefill_chunk: 64, queue: 4, context };
+    let options = EngineOptions { prefill_chunk: 64, context, ..EngineOptions::default() };
     let keep = folder.map(|folder| {
         let store = Store::open(folder.path().to_str().unwrap(), Options::default()).unwrap();
         (store, subject(&model, [7; 32]))

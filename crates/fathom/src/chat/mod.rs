@@ -7,6 +7,7 @@ mod missed;
 mod output;
 mod prompt;
 mod seam;
+mod stops;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
@@ -16,4 +17,5 @@ pub use missed::explain;
 pub use output::{Output, Piece, Pieces, Spoken};
 pub use prompt::{Dialect, Effort, Message, Prompter, Role};
 pub use seam::TextSeam;
+pub use stops::Stops;
 pub use tokenizer::{Loading, Tokenizer};

@@ -141,7 +141,7 @@ pub fn ask(
     };
     for event in events {
         match event {
-            Event::Queued { .. } => {}
+            Event::Queued { .. } | Event::Read { .. } => {}
             Event::Prefill { done, .. } => {
                 let held = loaded.ledger_held();
                 progress.update(done, &held);

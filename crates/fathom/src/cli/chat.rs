@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
-use fathom_engine::{Engine, Finish, Owner, Request, Sessions};
+use fathom_engine::{Engine, EngineOptions, Finish, Owner, Request, Sessions};
 use fathom_store::{Store, Subject};
 use rustyline::error::ReadlineError;
 use rustyline::{
@@ -84,7 +84,7 @@ pub fn chat(args: &Args) -> Outcome {
     };
     let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));
     let prompter = files.prompter()?;
-    let engine = loaded.engine(1, keep);
+    let engine = loaded.engine(EngineOptions::default(), keep);
     let before = args.session.as_deref().map(|name| earlier(&engine, stored.clone(), name)).transpose()?;
     let mut talk = Talk {
         beginning: args.system.iter().map(|text| Message { role: Role::System, text: text.clone() }).collect(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use fathom_engine::{Engine, Request, Sampling};
+use fathom_engine::{Engine, EngineOptions, Request, Sampling};
 use fathom_kernels::{Device, Share, human};
 use serde_json::{Value, json};
 
@@ -48,7 +48,7 @@ pub fn demo(args: &Args) -> Outcome {
     let eos = files.checkpoint.config().eos_token_id;
     let about = loaded.describe(&files.name, files.checkpoint.release());
     let prompter = files.prompter()?;
-    let engine = loaded.engine(1, None);
+    let engine = loaded.engine(EngineOptions::default(), None);
     let first = args.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ clock());
     if !args.json {
         say!("{about}");

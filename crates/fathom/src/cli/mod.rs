@@ -3,6 +3,7 @@
 mod ask;
 mod bench;
 mod chat;
+mod config;
 mod demo;
 mod experts;
 mod model;
@@ -15,9 +16,10 @@ mod snapshot;
 mod store;
 
 use crate::ui::say;
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// What a command returns: nothing, or the one message a person gets.
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -38,7 +40,7 @@ enum Command {
     Run(run::Args),
     /// A conversation in the terminal
     Chat(chat::Args),
-    /// The OpenAI chat API over HTTP
+    /// The APIs of OpenAI and Anthropic over HTTP, and sessions
     Serve(serve::Args),
     /// Logits of given tokens, to a file
     Score(score::Args),
@@ -54,8 +56,22 @@ enum Command {
 
 /// Runs the program. Exit code 2 means that something about the request or its files is wrong; the message says what.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut program = match config::with(Cli::command(), config::named(std::env::args_os()).as_deref()) {
+        Ok(program) => program,
+        Err(e) => {
+            say!("fathom: {e}");
+            return ExitCode::from(2);
+        }
+    };
+    let matches = program.get_matches_mut();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let outcome = match cli.command {
+        Command::Serve(args) if args.print_config => {
+            let parts = (program.find_subcommand("serve"), matches.subcommand_matches("serve"));
+            let text =
+                parts.0.zip(parts.1).map_or_else(String::new, |(serve, matches)| config::resolved(serve, matches));
+            write!(crate::ui::out(), "{text}").map_err(Into::into)
+        }
         Command::Demo(args) => demo::demo(&args),
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),

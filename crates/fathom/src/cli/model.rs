@@ -117,14 +117,26 @@ pub struct Loaded {
     pub plan: Plan,
     /// The most tokens of a session.
     pub context: usize,
-    /// Tokens of a prompt that are read at once.
+    /// The most tokens of prompts that are read at once.
     pub chunk: usize,
     /// What streaming had done when the start was over.
     pub started: Stats,
+    /// Requests that run at once.
+    pub parallel: usize,
 }
 
-/// Puts the model on the CPU and limits the ledger to what is planned.
+/// Puts the model on the CPU and limits the ledger to what is planned for one request at a time.
 pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<Loaded, Box<dyn std::error::Error>> {
+    load_for(files, options, context, 1)
+}
+
+/// The same for `parallel` requests at once: one of the whole context beside others of 8,192 tokens.
+pub fn load_for(
+    files: &Files,
+    options: &Options,
+    context: Option<usize>,
+    parallel: usize,
+) -> Result<Loaded, Box<dyn std::error::Error>> {
     let cpu = Cpu::new(CpuOptions {
         threads: options.threads.map(usize::from),
         isa: options.isa.clone(),
@@ -141,6 +153,7 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
     let wanted = Wanted {
         context,
         chunk: options.prefill_chunk.map(|chunk| chunk as usize),
+        parallel,
         threads: cpu.threads(),
         text: files.text,
         budget: options.memory,
@@ -158,7 +171,7 @@ pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<
         }
     };
     let started = model.streaming().map(ExpertCache::stats).unwrap_or_default();
-    Ok(Loaded { model: Arc::new(model), plan, context, chunk: plan.chunk, started })
+    Ok(Loaded { model: Arc::new(model), plan, context, chunk: plan.chunk, parallel, started })
 }
 
 /// The model with its experts in their files, and those in memory that earlier runs used most.
@@ -190,8 +203,8 @@ impl Loaded {
     }
 
     /// An engine over it, which keeps its sessions in a store if there is one.
-    pub fn engine(&self, queue: usize, keep: Option<Keep>) -> Engine {
-        let options = EngineOptions { prefill_chunk: self.chunk, queue, context: self.context };
-        Engine::start(Arc::clone(&self.model), options, keep)
+    pub fn engine(&self, options: EngineOptions, keep: Option<Keep>) -> Engine {
+        let (prefill_chunk, parallel, context) = (self.chunk, self.parallel, self.context);
+        Engine::start(Arc::clone(&self.model), EngineOptions { prefill_chunk, parallel, context, ..options }, keep)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::builder::NonEmptyStringValueParser;
-use fathom_engine::{Engine, Owner, Request, Sampling, Session, Sessions};
+use fathom_engine::{Engine, EngineOptions, Owner, Request, Sampling, Session, Sessions};
 use fathom_kernels::human;
 use fathom_store::{Store, Subject};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -152,7 +152,7 @@ pub fn run(args: &Args) -> Outcome {
     };
     let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));
     let prompter = files.prompter()?;
-    let engine = loaded.engine(1, keep);
+    let engine = loaded.engine(EngineOptions::default(), keep);
     let before = args.session.as_deref().map(|name| earlier(&engine, stored, name)).transpose()?.unwrap_or_default();
     let (tokens, reading) = if args.raw {
         match before.is_empty() {

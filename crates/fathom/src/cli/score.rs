@@ -87,7 +87,7 @@ pub fn score(args: &Args) -> Outcome {
         // A second session of the same length, and room for its rows in every pass.
         let ledger = model.device().ledger();
         ledger.limit(fathom_kernels::Share::State, 2 * loaded.plan.state);
-        ledger.limit(fathom_kernels::Share::Scratch, model.scratch_bytes(2 * loaded.chunk));
+        ledger.limit(fathom_kernels::Share::Scratch, model.scratch_bytes(2 * loaded.chunk, 2));
     }
     let chunk = loaded.chunk;
     let logits = model.device().scope(|| match args.batch {

@@ -1,19 +1,23 @@
-//! `fathom serve`: the OpenAI chat API and sessions over HTTP.
+//! `fathom serve`: the APIs of OpenAI and Anthropic, and sessions, over HTTP.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 
 use super::Outcome;
-use super::model::{Files, Options, load};
+use super::model::{Files, Options, load_for};
 use super::store::StoreOptions;
-use crate::server::{Keys, Limits, Service, serve as listen};
+use crate::server::{KeyLimits, Keys, Limits, Log, Service, serve as listen};
 use crate::ui::say;
-use fathom_engine::Sessions;
+use fathom_engine::{EngineOptions, Sessions};
 use fathom_weights::experts::ExpertCache;
+
+/// Answers that one request may ask for, and that wait in the engine's queue: how many requests wait is the server's to limit.
+const CHOICES: usize = 128;
 
 /// Flags of `fathom serve`.
 #[derive(Debug, clap::Args)]
@@ -30,12 +34,38 @@ pub struct Args {
     /// as blake3: and 64 hex digits
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// The model's name in the API [default: the folder's name]
-    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    served_model_name: Option<String>,
+    /// The model's names in the API, for clients that ask for one of their own; replies have the first [default: the folder's
+    /// name]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    served_model_name: Vec<String>,
     /// Requests that run or wait at once
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     requests: u16,
+    /// Requests that run at once, in one pass over the weights for all
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    parallel: u16,
+    /// The most milliseconds that reading prompts may add to the time between two tokens of those who speak
+    #[arg(long, value_name = "MS", default_value_t = 250)]
+    stall: u32,
+    /// The seconds that a prompt is read on after its client has left, for the same request to find it read
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    linger: u32,
+    /// Requests in a minute that one key may send [default: any number]
+    #[arg(long, value_name = "N")]
+    key_rate: Option<NonZeroU32>,
+    /// Requests of one key that run or wait at once [default: as many as of all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    key_requests: Option<u16>,
+    /// How replies are logged, on standard error
+    #[arg(long, value_enum, default_value_t = Log::None)]
+    log: Log,
+    /// A TOML file of these options, by their names; flags come before the environment (FATHOM_PORT for --port), and that before
+    /// the file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the options as they came to be, as such a file, and end
+    #[arg(long)]
+    pub(super) print_config: bool,
     /// Think before answering where a request does not say
     #[arg(long)]
     think: bool,
@@ -55,19 +85,30 @@ pub fn serve(args: &Args) -> Outcome {
         return Err(format!("--host {} lets others in: say who may ask with --keys FILE", args.host).into());
     }
     let files = Files::open(args.model.as_deref())?;
-    let loaded = load(&files, &args.options, args.context.map(usize::from))?;
+    let parallel = usize::from(args.parallel);
+    let loaded = load_for(&files, &args.options, args.context.map(usize::from), parallel)?;
     let eos = files.checkpoint.config().eos_token_id;
-    let name = args.served_model_name.clone().unwrap_or_else(|| files.name.clone());
+    let mut names = args.served_model_name.iter().cloned();
+    let name = names.next().unwrap_or_else(|| files.name.clone());
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     say!("memory: {}", loaded.plan);
     let keep = args.store.keep_if_named(&files, &loaded.model)?;
     let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));
     let prompter = files.prompter()?;
-    let engine = loaded.engine(usize::from(args.requests), keep);
-    let limits = Limits { requests: usize::from(args.requests), ..Limits::default() };
+    let stall = Duration::from_millis(args.stall.into());
+    let options = EngineOptions { stall, queue: CHOICES * usize::from(args.requests), ..EngineOptions::default() };
+    let engine = loaded.engine(options, keep);
+    let linger = Duration::from_secs(args.linger.into());
+    let each_key = KeyLimits { rate: args.key_rate, at_once: args.key_requests.map(usize::from) };
+    let limits = Limits { requests: usize::from(args.requests), linger, each_key, ..Limits::default() };
     let sessions = Sessions::new(engine.clone(), stored);
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
-    let mut service = service.with_keys(keys).with_sessions(sessions);
+    let mut service = service
+        .with_aliases(names.collect())
+        .with_keys(keys)
+        .with_sessions(sessions)
+        .with_plan(loaded.plan.total())
+        .with_log(args.log);
     if loaded.model.streaming().is_some() {
         let model = Arc::clone(&loaded.model);
         service = service.with_experts(move || model.streaming().map(ExpertCache::stats).unwrap_or_default());

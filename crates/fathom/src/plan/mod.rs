@@ -25,6 +25,8 @@ const CHUNKS: [usize; 9] = [8192, 4096, 2048, 1024, 768, 512, 256, 128, 64];
 /// The most of those with all experts in memory, and what their scratch may take.
 const CHUNK_IN_MEMORY: usize = 1024;
 const SCRATCH: u64 = 256 << 20;
+/// Tokens of a request that runs beside one of the whole context.
+pub const BESIDE: usize = 8192;
 /// With streamed experts scratch may take one part in so many of what experts and scratch have together: wider chunks read
 /// each expert for more tokens, and leave room for fewer.
 const PART: u64 = 3;
@@ -36,6 +38,8 @@ pub struct Wanted {
     pub context: usize,
     /// Tokens of a prompt that are read at once, where somebody says.
     pub chunk: Option<usize>,
+    /// Requests at once: one of the whole context beside others of [`BESIDE`] tokens.
+    pub parallel: usize,
     /// Threads that compute.
     pub threads: usize,
     /// Bytes of the tokenizer's file.
@@ -112,8 +116,11 @@ fn mebibytes(bytes: u64) -> String {
 pub fn plan(device: &Cpu, checkpoint: &Checkpoint, wanted: Wanted) -> Result<Plan, Box<dyn std::error::Error>> {
     let config = checkpoint.config();
     let budget = wanted.budget.or_else(free_memory).unwrap_or(u64::MAX);
-    let scratch = |streamed, chunk| scratch_bytes(device, config, streamed, chunk);
-    let state = state_bytes(config, wanted.context) + Engine::SPARE_STATES * state_bytes(config, 1);
+    let (parallel, rows) = (wanted.parallel, Engine::logits_rows(wanted.parallel));
+    let scratch = |streamed, chunk| scratch_bytes(device, config, streamed, chunk + parallel, rows);
+    let state = state_bytes(config, wanted.context)
+        + (parallel as u64 - 1) * state_bytes(config, wanted.context.min(BESIDE))
+        + Engine::SPARE_STATES * state_bytes(config, 1);
     // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads; a token
     // of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
     let program = PROGRAM
@@ -124,7 +131,8 @@ pub fn plan(device: &Cpu, checkpoint: &Checkpoint, wanted: Wanted) -> Result<Pla
         + TENSOR * checkpoint.counts().1 as u64;
     let chunks = |most: usize| CHUNKS.into_iter().filter(move |&chunk| chunk <= most);
     let chosen = wanted.chunk.map(|chunk| chunk.min(wanted.context));
-    let chunk = chosen.or_else(|| chunks(CHUNK_IN_MEMORY).find(|&chunk| scratch(false, chunk) <= SCRATCH));
+    let chunk = chosen
+        .or_else(|| chunks(CHUNK_IN_MEMORY).find(|&chunk| scratch_bytes(device, config, false, chunk, 1) <= SCRATCH));
     let chunk = chunk.unwrap_or(64).min(wanted.context);
     let weights = checkpoint.weight_bytes();
     let mapped = Plan { weights, experts: None, all_experts: 0, state, scratch: scratch(false, chunk), program, chunk };
@@ -179,7 +187,7 @@ mod tests {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let of = |budget| {
-            let wanted = Wanted { context: 1000, chunk: None, threads: 1, text: 0, budget };
+            let wanted = Wanted { context: 1000, chunk: None, parallel: 1, threads: 1, text: 0, budget };
             plan(&cpu, &checkpoint, wanted)
         };
         let mapped = of(Some(1 << 40)).unwrap();

@@ -1,262 +1,437 @@
-//! `POST /v1/chat/completions`.
+//! `POST /v1/completions`: texts that are continued as they stand, no template around them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
-use std::hash::{BuildHasher, RandomState};
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{Request as HttpRequest, StatusCode};
+use axum::http::Request as HttpRequest;
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use deepseek_recipe::openai::ChatCompletionRequest;
-use deepseek_recipe::openai::chat_completion::response::{ChatCompletionChunk, ChatCompletionResponse};
-use deepseek_recipe::request::{ConversationRequest, ProtocolRequest};
-use deepseek_recipe::response::{Accumulate, ProtocolResponse};
-use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use fathom_engine::{Event, Finish, Logprob, Owner, Request};
+use futures_util::{Stream, stream};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::answer::Answer;
-use super::request::{ChatRequest, parse_chat};
+use super::body::read_in_time;
+use super::dialect::{Unsupported, refuse};
+use super::events::Events;
+use super::reply::{KEEP_ALIVE, LOWEST_LOGPROB, now, reply_id};
+use super::request::{Sampled, json as parsed, typed};
 use super::{ApiError, Generate, Service};
-use crate::chat::{Output, TextSeam};
-use fathom_engine::{Owner, Request};
+use crate::chat::{Decoder, Stops, Tokenizer};
 
-/// A body that has not come after this long is given up.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// Clients give up on a stream that is silent for a minute or so.
-pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// The most texts of one request.
+const CHOICES: usize = 128;
+/// Tokens of an answer, where nobody says.
+const MAX_TOKENS: usize = 16;
+/// The most stop strings.
+const STOPS: usize = 16;
 
-/// Answers a conversation.
+/// What OpenAI's completions have and we have not.
+const UNSUPPORTED: [Unsupported; 2] = [
+    Unsupported("suffix", |value| value == "", "texts are continued at their end only"),
+    Unsupported("best_of", |value| value == 1, "ask for several with 'n', and take the best"),
+];
+
+/// A request, as it is sent.
+#[derive(Debug, Deserialize)]
+struct Asked {
+    model: String,
+    prompt: Prompts,
+    max_tokens: Option<usize>,
+    n: Option<usize>,
+    echo: Option<bool>,
+    logprobs: Option<usize>,
+    seed: Option<u64>,
+    stop: Option<Strings>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Debug, Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+/// One prompt or several, as text or as tokens.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a string, a list of strings, a list of token ids, or a list of such lists")]
+enum Prompts {
+    Text(String),
+    Texts(Vec<String>),
+    Tokens(Vec<u32>),
+    Many(Vec<Vec<u32>>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a string or a list of strings")]
+enum Strings {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Continues texts.
 pub(super) async fn completions<G: Generate>(
     State(service): State<Arc<Service<G>>>,
     request: HttpRequest<Body>,
 ) -> Result<Response, ApiError> {
     let owner = service.keys.owner(request.headers())?;
     let body = read_in_time(request.into_body(), service.limits.body).await?;
-    // Not before: who sends half a request takes nobody's place.
-    let slot = service.take_slot()?;
+    let slot = service.take_slot(&owner)?;
     let work = service.work();
-    // A million tokens take a while to encode: not on a thread that answers others.
     let encoder = Arc::clone(&service);
-    let (request, prompt) = tokio::task::spawn_blocking(move || encode(&encoder, &body))
-        .await
-        .map_err(|_| ApiError::internal("Reading the request failed."))??;
-    start(&service, owner, request, prompt, slot, work)?.respond().await
-}
-
-/// The body's bytes, if they come in time.
-pub(super) async fn read_in_time(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
-    tokio::time::timeout(PATIENCE, read(body, limit))
-        .await
-        .map_err(|_| ApiError::other(StatusCode::REQUEST_TIMEOUT, "timeout", "The body took too long to arrive."))?
-}
-
-/// The body's bytes, at most `limit` of them.
-async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
-    let mut bytes = Vec::new();
-    let mut total = 0;
-    let mut stream = body.into_data_stream();
-    while let Some(part) = stream.next().await {
-        let part: Bytes = part.map_err(|error| ApiError::bad(None, format!("The body ended early: {error}.")))?;
-        total += part.len();
-        if total <= limit {
-            bytes.extend_from_slice(&part);
-        } else {
-            // A client that is still sending does not read the answer yet, so hear it out, within reason.
-            bytes = Vec::new();
-            if total > limit.saturating_mul(16) {
-                break;
-            }
-        }
+    let encoded = tokio::task::spawn_blocking(move || encode(&encoder, owner, &body));
+    let Encoded { requests, texts, stream, include_usage } =
+        encoded.await.map_err(|_| ApiError::internal("Reading the request failed."))??;
+    let mut writing = Writing {
+        events: Events::of(&service, requests, slot, &work)?,
+        texts,
+        head: json!({
+            "id": reply_id("cmpl-"),
+            "object": "text_completion",
+            "created": now(),
+            "model": service.served.model,
+        }),
+        usage: Usage::default(),
+    };
+    if stream {
+        let events = writing.stream(include_usage);
+        return Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response());
     }
-    if total > limit {
-        let message = format!("The body is larger than {limit} bytes.");
-        return Err(ApiError::other(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message));
-    }
-    Ok(bytes)
+    while writing.next().await?.is_some() {}
+    let choices: Vec<Value> = writing.texts.iter_mut().enumerate().map(|(i, text)| text.take(i)).collect();
+    Ok(Json(writing.with(json!(choices), Some(writing.usage.shown()))).into_response())
 }
 
-/// The request and its prompt, if both are in order.
-fn encode<G: Generate>(service: &Service<G>, body: &[u8]) -> Result<(ChatRequest, Vec<u32>), ApiError> {
-    let mut request = parse_chat(body, &service.served)?;
-    let prompt = service
-        .prompter
-        .conversation(&request.converted.conversation)
-        .map_err(|error| ApiError::bad(Some("messages"), error.to_string()))?;
-    let context = service.served.context;
-    if prompt.len() >= context {
-        return Err(ApiError::too_long(format!(
-            "This model's maximum context length is {context} tokens, and the prompt has {}: there is no room for an \
-             answer. Shorten the messages.",
-            prompt.len()
-        )));
-    }
-    let count = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
-    let max_tokens = request
-        .converted
-        .resolve_max_tokens(count(prompt.len()), count(context))
-        .map_err(|error| ApiError::too_long(error.to_string()))?;
-    request.converted.inference_options.max_tokens = Some(max_tokens);
-    Ok((request, prompt))
+/// A request, ready for the engine.
+struct Encoded {
+    requests: Vec<Request>,
+    texts: Vec<Text>,
+    stream: bool,
+    include_usage: bool,
 }
 
-/// Hands the request to the engine.
-fn start<G: Generate>(
-    service: &Service<G>,
-    owner: Owner,
-    request: ChatRequest,
-    prompt: Vec<u32>,
-    slot: OwnedSemaphorePermit,
-    work: Arc<()>,
-) -> Result<Started, ApiError> {
-    let ChatRequest { mut converted, sampling, explain } = request;
-    let id = response_id();
+fn encode<G: Generate>(service: &Service<G>, owner: Owner, body: &[u8]) -> Result<Encoded, ApiError> {
+    let body = parsed(body)?;
+    let (asked, sampled): (Asked, Sampled) = (typed(&body)?, typed(&body)?);
+    refuse(&body, &UNSUPPORTED)?;
+    service.served.check_name(&asked.model)?;
     let tokenizer = service.prompter.tokenizer();
-    // The answer is accumulated from chunks, which then all have to carry what it needs.
-    let generator = ChatCompletionRequest::chunk_generator(&converted, id.clone(), service.served.model.clone());
-    let parsing = std::mem::take(&mut converted.parsing_options);
-    let output = Output::with_generator(Arc::clone(tokenizer), parsing, generator);
-
-    let max_tokens = converted.inference_options.max_tokens.map(|tokens| tokens as usize);
-    let stop_tokens = vec![service.eos];
-    let engine_request = Request {
-        branch: service.prompter.branch(&prompt),
-        prompt,
-        max_tokens,
-        stop_tokens: stop_tokens.clone(),
-        sampling,
-        owner,
-        session: None,
-        seam: Some(Arc::new(TextSeam(Arc::clone(tokenizer)))),
-        explain,
+    let encoded = |text: &String| {
+        let prompt = service.prompter.raw(text).map_err(|e| ApiError::bad(Some("prompt"), e.to_string()))?;
+        Ok((prompt, true))
     };
-    let (send, events) = mpsc::unbounded_channel();
-    // The engine's thread does nothing but pass events on; nobody there to hear them ends the generation.
-    let sink = move |event| {
-        let _work = &work;
-        match send.send(event) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+    // Tokens are taken as they are; before a text comes the token that begins every sequence.
+    let prompts: Vec<(Vec<u32>, bool)> = match &asked.prompt {
+        Prompts::Text(text) => vec![encoded(text)?],
+        Prompts::Texts(texts) => texts.iter().map(encoded).collect::<Result<_, ApiError>>()?,
+        Prompts::Tokens(tokens) => vec![(tokens.clone(), false)],
+        Prompts::Many(all) => all.iter().map(|tokens| (tokens.clone(), false)).collect(),
+    };
+    let n = asked.n.unwrap_or(1);
+    if n == 0 || prompts.is_empty() || n.saturating_mul(prompts.len()) > CHOICES {
+        let message = format!("A request has from 1 to {CHOICES} answers: 'n' for each prompt.");
+        return Err(ApiError::bad(Some("n"), message));
+    }
+    let stops = match asked.stop {
+        None => Vec::new(),
+        Some(Strings::One(stop)) => vec![stop],
+        Some(Strings::Many(stops)) => stops,
+    };
+    if stops.len() > STOPS || stops.iter().any(String::is_empty) {
+        return Err(ApiError::bad(Some("stop"), format!("stop takes up to {STOPS} strings that are not empty.")));
+    }
+    let sampling = sampled.sampling(asked.seed, asked.logprobs, &service.served)?;
+    let echo = asked.echo.unwrap_or(false);
+    let mut encoded = Encoded {
+        requests: Vec::new(),
+        texts: Vec::new(),
+        stream: asked.stream.unwrap_or(false),
+        include_usage: asked.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+    };
+    for (prompt, begun) in prompts {
+        for i in 0..n {
+            let mut text = Text::new(tokenizer, stops.clone(), asked.logprobs.is_some());
+            text.skip = usize::from(begun);
+            text.echo = echo.then(|| prompt.clone());
+            text.counts_prompt = i == 0;
+            encoded.texts.push(text);
+            let mut sampling = sampling.clone();
+            sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(i as u64));
+            encoded.requests.push(Request {
+                prompt: prompt.clone(),
+                max_tokens: Some(asked.max_tokens.unwrap_or(MAX_TOKENS)),
+                stop_tokens: vec![service.eos],
+                sampling,
+                owner: owner.clone(),
+                prompt_logprobs: asked.logprobs.filter(|_| echo),
+                ..Request::default()
+            });
         }
-    };
-    service.engine.submit(engine_request, Box::new(sink)).map_err(|error| ApiError::from_engine(&error))?;
-    let explained_with = explain.then(|| Arc::clone(tokenizer));
-    let answer = Answer::new(events, output, stop_tokens, explained_with, slot);
-    Ok(Started { answer, converted, id, model: service.served.model.clone() })
+    }
+    Ok(encoded)
 }
 
-/// An answer under way and how to send it.
-struct Started {
-    answer: Answer,
-    converted: ConversationRequest,
-    id: String,
-    model: String,
+/// What all texts took.
+#[derive(Debug, Clone, Copy, Default)]
+struct Usage {
+    prompt: usize,
+    reused: usize,
+    generated: usize,
 }
 
-impl Started {
-    async fn respond(mut self) -> Result<Response, ApiError> {
-        if self.converted.stream {
-            let include_usage = self.converted.response_options.include_usage;
-            let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-            return Ok(Sse::new(events(self.answer, include_usage)).keep_alive(keep_alive).into_response());
-        }
-        let mut response = ChatCompletionResponse::new(self.id, self.model, now(), 0, 0);
-        while let Some(step) = self.answer.next().await {
-            for chunk in step?.chunks {
-                response.accumulate(chunk);
-            }
-        }
-        let prefix = self.answer.prefix();
-        match (serde_json::to_value(&response), prefix) {
-            (Ok(mut response), Some(prefix)) => {
-                response["prefix"] = prefix.clone();
-                Ok(Json(response).into_response())
-            }
-            _ => Ok(Json(response).into_response()),
-        }
+impl Usage {
+    fn shown(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": self.prompt + self.generated,
+            "prompt_tokens_details": {"cached_tokens": self.reused},
+        })
     }
 }
 
-/// The server-sent events of an answer: chunks, and progress as comments, which keep clients from timing out.
-fn events(answer: Answer, include_usage: bool) -> impl Stream<Item = Result<Sent, Infallible>> {
-    struct Sending {
-        answer: Answer,
-        ready: VecDeque<Sent>,
-        done: bool,
+/// Texts under way. Dropping it stops them.
+struct Writing {
+    events: Events,
+    texts: Vec<Text>,
+    /// What every chunk has.
+    head: Value,
+    usage: Usage,
+}
+
+impl Writing {
+    /// Takes an event, and says whose it was and what progress it told; none after the last.
+    async fn next(&mut self) -> Result<Option<(usize, Option<String>)>, ApiError> {
+        if self.texts.iter().all(|text| text.finish.is_some()) {
+            return Ok(None);
+        }
+        let (i, event) = self.events.next().await?;
+        let text = &mut self.texts[i];
+        let mut progress = None;
+        match event {
+            Event::Queued { ahead } => progress = Some(format!("queued, {ahead} ahead")),
+            Event::Prefill { done, total, .. } => progress = Some(format!("prefill {done}/{total}")),
+            Event::Failed(_) => {}
+            Event::Read { id, logprob, top } => text.read(id, logprob, &top),
+            // What comes until the engine hears that it is enough.
+            Event::Token { .. } if text.finish.is_some() => {}
+            Event::Token { id, logprob, top } => {
+                self.usage.generated += 1;
+                text.push(id, logprob, &top);
+                if text.finish.is_some() {
+                    self.events.stop(i);
+                    // Its end will not come.
+                    self.usage.prompt += if text.counts_prompt { text.prompt_tokens } else { 0 };
+                }
+            }
+            Event::Done { reason, usage } if text.finish.is_none() => {
+                text.end(reason);
+                if text.counts_prompt {
+                    self.usage.prompt += usage.prompt_tokens;
+                    self.usage.reused += usage.reused_tokens;
+                }
+            }
+            Event::Done { .. } => {}
+        }
+        if let Some(total) = progress.as_ref().and_then(|text| text.rsplit_once('/')?.1.parse().ok()) {
+            self.texts[i].prompt_tokens = total;
+        }
+        Ok(Some((i, progress)))
     }
-    let sending = Sending { answer, ready: VecDeque::new(), done: false };
-    stream::unfold(sending, move |mut sending| async move {
-        loop {
-            if let Some(event) = sending.ready.pop_front() {
-                return Some((Ok(event), sending));
-            }
-            if sending.done {
-                return None;
-            }
-            match sending.answer.next().await {
-                Some(Ok(step)) => {
-                    sending.ready.extend(step.progress.map(|progress| Sent::default().comment(progress)));
-                    for chunk in step.chunks {
-                        sending.ready.extend(with_usage_apart(chunk, include_usage).iter().map(data));
+
+    fn with(&self, choices: Value, usage: Option<Value>) -> Value {
+        let mut reply = self.head.clone();
+        reply["choices"] = choices;
+        if let Some(usage) = usage {
+            reply["usage"] = usage;
+        }
+        reply
+    }
+
+    fn stream(self, include_usage: bool) -> impl Stream<Item = Result<Sent, Infallible>> {
+        struct Sending {
+            writing: Writing,
+            ready: VecDeque<Sent>,
+            done: bool,
+        }
+        let sending = Sending { writing: self, ready: VecDeque::new(), done: false };
+        stream::unfold(sending, move |mut sending| async move {
+            loop {
+                if let Some(event) = sending.ready.pop_front() {
+                    return Some((Ok(event), sending));
+                }
+                if sending.done {
+                    return None;
+                }
+                let writing = &mut sending.writing;
+                match writing.next().await {
+                    Ok(Some((i, progress))) => {
+                        sending.ready.extend(progress.map(|progress| Sent::default().comment(progress)));
+                        if writing.texts[i].has_news() {
+                            let choice = writing.texts[i].take(i);
+                            let usage = include_usage.then_some(Value::Null);
+                            sending.ready.push_back(data(&writing.with(json!([choice]), usage)));
+                        }
+                    }
+                    Ok(None) => {
+                        let usage = writing.usage.shown();
+                        let last = include_usage.then(|| data(&writing.with(json!([]), Some(usage))));
+                        sending.ready.extend(last);
+                        sending.ready.push_back(Sent::default().data("[DONE]"));
+                        sending.done = true;
+                    }
+                    Err(error) => {
+                        sending.ready.push_back(data(&error.body()));
+                        sending.done = true;
                     }
                 }
-                Some(Err(error)) => {
-                    // The status is out already; clients look for an error in the data.
-                    sending.ready.push_back(Sent::default().data(error.body().to_string()));
-                    sending.done = true;
-                }
-                None => {
-                    let prefix =
-                        sending.answer.prefix().map(|prefix| Sent::default().event("prefix").data(prefix.to_string()));
-                    sending.ready.extend(prefix);
-                    sending.ready.push_back(Sent::default().data("[DONE]"));
-                    sending.done = true;
-                }
             }
+        })
+    }
+}
+
+fn data(value: &Value) -> Sent {
+    Sent::default().data(value.to_string())
+}
+
+/// One text: what was written of it and not taken yet.
+struct Text {
+    tokenizer: Arc<Tokenizer>,
+    decoder: Decoder,
+    stops: Stops,
+    /// The prompt, if it is to be part of the text.
+    echo: Option<Vec<u32>>,
+    /// Tokens of the prompt that are no part of it.
+    skip: usize,
+    /// Whether its prompt counts: those of a prompt's other texts are the same.
+    counts_prompt: bool,
+    prompt_tokens: usize,
+    new: String,
+    logprobs: Option<Logprobs>,
+    finish: Option<&'static str>,
+    told: bool,
+}
+
+/// Tokens and how likely they were, as OpenAI's completions have it.
+#[derive(Debug, Default)]
+struct Logprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
+    text_offset: Vec<usize>,
+    /// Characters of all tokens so far.
+    characters: usize,
+}
+
+impl Text {
+    fn new(tokenizer: &Arc<Tokenizer>, stops: Vec<String>, logprobs: bool) -> Text {
+        Text {
+            tokenizer: Arc::clone(tokenizer),
+            decoder: Decoder::new(Arc::clone(tokenizer)),
+            stops: Stops::new(stops),
+            echo: None,
+            skip: 0,
+            counts_prompt: true,
+            prompt_tokens: 0,
+            new: String::new(),
+            logprobs: logprobs.then(Logprobs::default),
+            finish: None,
+            told: false,
         }
-    })
-}
+    }
 
-fn data(chunk: &ChatCompletionChunk) -> Sent {
-    match serde_json::to_string(chunk) {
-        Ok(json) => Sent::default().data(json),
-        Err(error) => Sent::default().data(ApiError::internal(error.to_string()).body().to_string()),
+    /// The prompt comes first, if it is to come at all, and its first token could not have been foretold.
+    fn begin(&mut self) {
+        let Some(prompt) = self.echo.take() else { return };
+        self.new += &self.tokenizer.decode(&prompt[self.skip..]);
+        if self.skip == 0
+            && let (Some(logprobs), Some(&first)) = (&mut self.logprobs, prompt.first())
+        {
+            logprobs.add(&self.tokenizer, first, None, &[]);
+        }
+    }
+
+    /// How likely a token of the prompt was.
+    fn read(&mut self, id: u32, logprob: Option<f32>, top: &[Logprob]) {
+        self.begin();
+        if let Some(logprobs) = &mut self.logprobs {
+            logprobs.add(&self.tokenizer, id, logprob, top);
+        }
+    }
+
+    fn push(&mut self, id: u32, logprob: Option<f32>, top: &[Logprob]) {
+        self.begin();
+        if let Some(logprobs) = &mut self.logprobs {
+            logprobs.add(&self.tokenizer, id, logprob, top);
+        }
+        let (text, found) = self.stops.push(&self.decoder.push(id));
+        self.new += &text;
+        if found {
+            self.finish = Some("stop");
+        }
+    }
+
+    fn end(&mut self, reason: Finish) {
+        self.begin();
+        let (text, found) = self.stops.push(&self.decoder.finish());
+        self.new += &text;
+        self.new += &self.stops.finish();
+        self.finish = Some(match reason {
+            _ if found => "stop",
+            Finish::Stop => "stop",
+            Finish::Length | Finish::ContextFull | Finish::Cancelled => "length",
+        });
+    }
+
+    /// Whether there is something that was not taken.
+    fn has_news(&self) -> bool {
+        !self.new.is_empty() || self.finish.is_some() && !self.told
+    }
+
+    /// What is new, as a choice.
+    fn take(&mut self, index: usize) -> Value {
+        self.told = self.finish.is_some();
+        json!({
+            "index": index,
+            "text": std::mem::take(&mut self.new),
+            "logprobs": self.logprobs.as_mut().map(Logprobs::take),
+            "finish_reason": self.finish,
+        })
     }
 }
 
-/// OpenAI sends the usage in a chunk of its own, without choices, and only if asked; DeepSeek in the last one.
-fn with_usage_apart(mut chunk: ChatCompletionChunk, include_usage: bool) -> Vec<ChatCompletionChunk> {
-    let Some(Some(usage)) = chunk.usage.take() else {
-        chunk.usage = include_usage.then_some(None);
-        return vec![chunk];
-    };
-    if !include_usage {
-        return vec![chunk];
+impl Logprobs {
+    fn add(&mut self, tokenizer: &Tokenizer, id: u32, logprob: Option<f32>, top: &[Logprob]) {
+        let token = spelled(tokenizer, id);
+        self.text_offset.push(self.characters);
+        self.characters += tokenizer.decode(&[id]).chars().count();
+        let others = top.iter().map(|other| (spelled(tokenizer, other.token), other.logprob.max(LOWEST_LOGPROB)));
+        let own = logprob.map(|logprob| (token.clone(), logprob.max(LOWEST_LOGPROB)));
+        // The token itself is always among them.
+        self.top_logprobs.push(logprob.map(|_| others.chain(own).collect()));
+        self.token_logprobs.push(logprob.map(|logprob| logprob.max(LOWEST_LOGPROB)));
+        self.tokens.push(token);
     }
-    chunk.usage = Some(None);
-    let last = ChatCompletionChunk {
-        id: chunk.id.clone(),
-        object: chunk.object,
-        created: chunk.created,
-        model: chunk.model.clone(),
-        system_fingerprint: chunk.system_fingerprint.clone(),
-        choices: Vec::new(),
-        usage: Some(Some(usage)),
-    };
-    vec![chunk, last]
+
+    fn take(&mut self) -> Value {
+        json!({
+            "tokens": std::mem::take(&mut self.tokens),
+            "token_logprobs": std::mem::take(&mut self.token_logprobs),
+            "top_logprobs": std::mem::take(&mut self.top_logprobs),
+            "text_offset": std::mem::take(&mut self.text_offset),
+        })
+    }
 }
 
-fn response_id() -> String {
-    // Each RandomState has keys of its own, from the system's randomness at first.
-    format!("chatcmpl-{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1))
-}
-
-pub(super) fn now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
+/// A token's text; one that is part of a character only as `bytes:` and its bytes, so that no two are the same.
+fn spelled(tokenizer: &Tokenizer, id: u32) -> String {
+    let bytes = tokenizer.token_bytes(id);
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |text, byte| text + &format!("\\x{byte:02x}")),
+    }
 }

@@ -18,10 +18,12 @@ pub struct ApiError {
     pub param: Option<String>,
     /// A word for programs.
     pub code: &'static str,
+    /// After how many seconds to try again, where that is known.
+    pub retry_after: Option<u64>,
 }
 
 /// The parameters that messages of other crates may name; the first one a message has is at fault.
-const PARAMS: [&str; 21] = [
+const PARAMS: [&str; 24] = [
     "temperature",
     "top_p",
     "top_k",
@@ -33,6 +35,8 @@ const PARAMS: [&str; 21] = [
     "top_logprobs",
     "logprobs",
     "max_tokens",
+    "max_output_tokens",
+    "stop_sequences",
     "stop",
     "stream_options",
     "response_format",
@@ -42,6 +46,7 @@ const PARAMS: [&str; 21] = [
     "reasoning_effort",
     "prefix",
     "messages",
+    "thinking",
     "n",
 ];
 
@@ -53,7 +58,13 @@ impl ApiError {
     /// 400: a request that is well-formed but cannot be met as it stands; `param` where one is at fault.
     pub fn bad(param: Option<&str>, message: impl Into<String>) -> ApiError {
         let param = param.map(str::to_owned);
-        ApiError { status: StatusCode::BAD_REQUEST, message: message.into(), param, code: "invalid_request_error" }
+        ApiError {
+            status: StatusCode::BAD_REQUEST,
+            message: message.into(),
+            param,
+            code: "invalid_request_error",
+            retry_after: None,
+        }
     }
 
     /// 400, with the parameter that `message` itself names.
@@ -82,21 +93,32 @@ impl ApiError {
         ApiError { status, code: "model_not_found", ..ApiError::bad(Some("model"), message) }
     }
 
-    /// 503: too many requests wait already.
+    /// 429: too many requests wait already.
     pub fn busy(waiting: usize) -> ApiError {
         let message = format!("The queue is full: {waiting} requests run or wait already. Try again later.");
-        ApiError { status: StatusCode::SERVICE_UNAVAILABLE, message, param: None, code: "queue_full" }
+        ApiError::slow_down("queue_full", message, 5)
+    }
+
+    /// 429, with the seconds after which to try again.
+    pub fn slow_down(code: &'static str, message: impl Into<String>, seconds: u64) -> ApiError {
+        ApiError { retry_after: Some(seconds), ..ApiError::other(StatusCode::TOO_MANY_REQUESTS, code, message) }
     }
 
     /// 500: a failure that is not the client's.
     pub fn internal(message: impl Into<String>) -> ApiError {
         let message = message.into();
-        ApiError { status: StatusCode::INTERNAL_SERVER_ERROR, message, param: None, code: "internal_error" }
+        ApiError {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            message,
+            param: None,
+            code: "internal_error",
+            retry_after: None,
+        }
     }
 
     /// Another status, with a word for programs.
     pub fn other(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
-        ApiError { status, message: message.into(), param: None, code }
+        ApiError { status, message: message.into(), param: None, code, retry_after: None }
     }
 
     /// What the engine would not do, or failed to.
@@ -107,7 +129,7 @@ impl ApiError {
             EngineError::Sampling { parameter, .. } => ApiError::bad(Some(parameter), message),
             EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::bad(Some("messages"), message),
             EngineError::PromptTooLong { .. } => ApiError::too_long(message),
-            EngineError::QueueFull { .. } => unavailable("queue_full"),
+            EngineError::QueueFull { .. } => ApiError::other(StatusCode::TOO_MANY_REQUESTS, "queue_full", message),
             EngineError::ShuttingDown => unavailable("shutting_down"),
             EngineError::Memory { .. } => ApiError::bad(Some("max_tokens"), message),
             EngineError::NoSession { .. } => ApiError::other(StatusCode::NOT_FOUND, "no_such_session", message),
@@ -136,7 +158,11 @@ impl ApiError {
 
     /// The body.
     pub fn body(&self) -> Value {
-        let kind = if self.status.is_server_error() { "server_error" } else { "invalid_request_error" };
+        let kind = match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
         json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
     }
 }
@@ -150,8 +176,8 @@ impl From<EngineError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.body())).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after.unwrap_or(5)));
         }
         response
     }

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use fathom_engine::{Counts, Engine, Error, Event, Request};
+use fathom_kernels::Holding;
 
 /// Where an engine's events go. It is called on the engine's thread, and ends the generation by answering `Break`.
 pub type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
@@ -20,6 +21,16 @@ pub trait Generate: Send + Sync + 'static {
         Counts::default()
     }
 
+    /// Requests that wait, and that run.
+    fn load(&self) -> (usize, usize) {
+        (0, 0)
+    }
+
+    /// Who holds how much memory.
+    fn memory(&self) -> Vec<Holding> {
+        Vec::new()
+    }
+
     /// The size of the vocabulary: token ids are below it.
     fn vocab_size(&self) -> usize;
 
@@ -34,6 +45,14 @@ impl Generate for Engine {
 
     fn counts(&self) -> Counts {
         Engine::counts(self)
+    }
+
+    fn load(&self) -> (usize, usize) {
+        Engine::load(self)
+    }
+
+    fn memory(&self) -> Vec<Holding> {
+        Engine::memory(self)
     }
 
     fn vocab_size(&self) -> usize {

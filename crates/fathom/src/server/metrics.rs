@@ -1,82 +1,160 @@
-//! Streamed experts in the text format of Prometheus.
+//! `/metrics`, in Prometheus' text format. No text of anybody's, and no names.
 
-use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Instant;
 
-use fathom_weights::experts::{Phase, Stats};
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use fathom_engine::{Counts, Event};
+use fathom_kernels::Holding;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::ui::process_io;
+use super::experts::experts;
+use super::{Generate, Service};
+use crate::ui::{peak_rss, rss};
 
-/// What one phase has of a number.
-type Of = fn(&Phase) -> f64;
-
-/// Numbers of each phase: name, what it is, and how to get it.
-const PHASES: [(&str, &str, Of); 12] = [
-    ("tokens", "Tokens.", |p| p.tokens as f64),
-    ("demanded", "Experts needed, each once for a pass and layer.", |p| p.demanded as f64),
-    ("hits", "Of those, in memory when the pass began.", |p| p.hits as f64),
-    ("prefetched_in_time", "Of the others, read ahead and there in time.", |p| p.in_time as f64),
-    ("prefetched_late", "Of the others, being read ahead when they were needed.", |p| p.late as f64),
-    ("missed_bytes", "Bytes of needed experts not in memory when the pass began.", |p| p.missed_bytes as f64),
-    ("wasted_prefetches", "Experts read ahead for nothing.", |p| p.wasted as f64),
-    ("wasted_bytes", "Their bytes.", |p| p.wasted_bytes as f64),
-    ("guessed", "Experts that the next layer was guessed to need.", |p| p.guessed as f64),
-    ("guessed_right", "Of those, the ones that it needed.", |p| p.guessed_right as f64),
-    ("stall_seconds", "Time with nothing to compute until a read ended.", |p| p.stalled.as_secs_f64()),
-    ("pass_seconds", "Time that passes took.", |p| p.time.as_secs_f64()),
+/// Bounds of histograms, in seconds: a token in a millisecond, a prompt in an hour.
+const SECONDS: [f64; 20] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0,
+    1800.0, 3600.0,
 ];
+const METADATA: Metadata<'static> = Metadata::new("fathom", Level::INFO, None);
 
-/// All numbers of streamed experts.
-pub(super) fn experts(stats: &Stats) -> String {
-    let mut text = String::new();
-    let (read, written) = process_io();
-    for (name, kind, about, value) in [
-        ("expert_read_bytes_total", "counter", "Bytes of experts read.", Some(stats.read_bytes as f64)),
-        ("expert_reads_total", "counter", "Reads of them.", Some(stats.reads as f64)),
-        ("expert_failed_reads_total", "counter", "Reads that failed.", Some(stats.failed as f64)),
-        ("expert_reading_seconds_total", "counter", "Time with a read under way.", Some(stats.reading.as_secs_f64())),
-        ("experts_held", "gauge", "Experts in memory.", Some(stats.held as f64)),
-        ("experts_room", "gauge", "Experts that memory has room for.", Some(stats.room as f64)),
-        ("drive_read_bytes_total", "counter", "Bytes this process had drives read.", read.map(|n: u64| n as f64)),
-        (
-            "drive_written_bytes_total",
-            "counter",
-            "Bytes this process had drives write.",
-            written.map(|n: u64| n as f64),
-        ),
-    ] {
-        if let Some(value) = value {
-            head(&mut text, name, kind, about);
-            let _ = writeln!(text, "fathom_{name} {value}");
-        }
-    }
-    for (name, about, of) in PHASES {
-        let name = format!("expert_{name}_total");
-        head(&mut text, &name, "counter", about);
-        for (phase, numbers) in [("prefill", &stats.prefill), ("decode", &stats.decode)] {
-            let _ = writeln!(text, "fathom_{name}{{phase=\"{phase}\"}} {}", of(numbers));
-        }
-    }
-    text
+/// What is measured.
+pub(super) struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    queue: Histogram,
+    first_token: Histogram,
+    between_tokens: Histogram,
+    request: Histogram,
 }
 
-fn head(text: &mut String, name: &str, kind: &str, about: &str) {
-    // A string takes all that is written.
-    let _ = write!(text, "# HELP fathom_{name} {about}\n# TYPE fathom_{name} {kind}\n");
-}
+impl Metrics {
+    pub(super) fn new() -> Metrics {
+        let builder = PrometheusBuilder::new().set_buckets(&SECONDS);
+        let recorder = builder.expect("there are bounds").build_recorder();
+        let histogram = |name: &'static str, about: &'static str| {
+            recorder.describe_histogram(
+                KeyName::from_const_str(name),
+                Some(Unit::Seconds),
+                SharedString::const_str(about),
+            );
+            recorder.register_histogram(&Key::from_static_name(name), &METADATA)
+        };
+        let queue = histogram("fathom_queue_seconds", "From a request to the start of its prompt.");
+        let first_token = histogram("fathom_time_to_first_token_seconds", "From a request to its first token.");
+        let between_tokens = histogram("fathom_inter_token_seconds", "From one token of a request to its next.");
+        let request = histogram("fathom_request_seconds", "From a request to its end.");
+        Metrics { handle: recorder.handle(), recorder, queue, first_token, between_tokens, request }
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// For a request that is handed to the engine now.
+    pub(super) fn watch(&self) -> Watch {
+        let now = Instant::now();
+        let (queue, first_token) = (self.queue.clone(), self.first_token.clone());
+        let (between_tokens, request) = (self.between_tokens.clone(), self.request.clone());
+        Watch { start: now, last: None, began: false, queue, first_token, between_tokens, request }
+    }
 
-    #[test]
-    fn every_line_is_a_comment_or_a_number() {
-        let decode = Phase { tokens: 5, hits: 7, ..Phase::default() };
-        let text = experts(&Stats { decode, read_bytes: 1 << 40, ..Stats::default() });
-        assert!(text.contains("fathom_expert_hits_total{phase=\"decode\"} 7\n"), "{text}");
-        assert!(text.contains("fathom_expert_read_bytes_total 1099511627776\n"), "{text}");
-        for line in text.lines().filter(|line| !line.starts_with("# ")) {
-            let (name, value) = line.split_once(' ').unwrap();
-            assert!(name.starts_with("fathom_") && value.parse::<f64>().is_ok(), "{line}");
+    fn gauge(&self, name: &'static str, about: &'static str, labels: Vec<Label>) -> Gauge {
+        self.recorder.describe_gauge(KeyName::from_const_str(name), None, SharedString::const_str(about));
+        self.recorder.register_gauge(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    fn counter(&self, name: &'static str, about: &'static str, labels: Vec<Label>) -> Counter {
+        self.recorder.describe_counter(KeyName::from_const_str(name), None, SharedString::const_str(about));
+        self.recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    /// Counts a reply of the server's.
+    pub(super) fn replied(&self, route: &str, status: u16) {
+        let labels = vec![Label::new("route", route.to_owned()), Label::new("status", status.to_string())];
+        self.counter("fathom_http_replies_total", "Replies, by route and status.", labels).increment(1);
+    }
+
+    fn count(&self, counts: Counts) {
+        let Counts { requests, prompt_tokens, reused_tokens, generated_tokens, missed } = counts;
+        for (name, about, n) in [
+            ("fathom_requests_total", "Requests that came to their end.", requests),
+            ("fathom_prompt_tokens_total", "Tokens of their prompts.", prompt_tokens),
+            ("fathom_reused_tokens_total", "Of those, the ones that were not read again.", reused_tokens),
+            ("fathom_generated_tokens_total", "Tokens generated.", generated_tokens),
+        ] {
+            self.counter(name, about, Vec::new()).absolute(n);
+        }
+        let about = "Requests that might have reused more, by the reason why they did not.";
+        for (reason, n) in missed {
+            self.counter("fathom_prefix_missed_total", about, vec![Label::from_static_parts("reason", reason)])
+                .absolute(n);
         }
     }
+
+    fn load(&self, (waiting, running): (usize, usize)) {
+        self.gauge("fathom_requests_waiting", "Requests that wait for a place.", Vec::new()).set(waiting as f64);
+        self.gauge("fathom_requests_running", "Requests that run.", Vec::new()).set(running as f64);
+    }
+
+    fn memory(&self, holdings: &[Holding], planned: Option<u64>) {
+        for holding in holdings.iter().filter(|holding| holding.limit < u64::MAX) {
+            let of = || vec![Label::new("share", holding.share.to_string())];
+            self.gauge("fathom_memory_bytes", "Bytes held, by what they are for.", of()).set(holding.held as f64);
+            self.gauge("fathom_memory_peak_bytes", "The most held at once.", of()).set(holding.peak as f64);
+            self.gauge("fathom_memory_limit_bytes", "The most that may be held.", of()).set(holding.limit as f64);
+        }
+        for (name, about, bytes) in [
+            ("fathom_rss_bytes", "Memory of the process.", rss()),
+            ("fathom_rss_peak_bytes", "The most memory of the process at once.", peak_rss()),
+            ("fathom_rss_planned_bytes", "The memory that was planned before the start.", planned),
+        ] {
+            if let Some(bytes) = bytes {
+                self.gauge(name, about, Vec::new()).set(bytes as f64);
+            }
+        }
+    }
+}
+
+/// The times of one request.
+pub(super) struct Watch {
+    start: Instant,
+    last: Option<Instant>,
+    began: bool,
+    queue: Histogram,
+    first_token: Histogram,
+    between_tokens: Histogram,
+    request: Histogram,
+}
+
+impl Watch {
+    /// Notes when an event came.
+    pub(super) fn see(&mut self, event: &Event) {
+        match event {
+            Event::Prefill { .. } if !self.began => {
+                self.began = true;
+                self.queue.record(self.start.elapsed());
+            }
+            Event::Token { .. } => {
+                let now = Instant::now();
+                match self.last.replace(now) {
+                    Some(last) => self.between_tokens.record(now - last),
+                    None => self.first_token.record(now - self.start),
+                }
+            }
+            Event::Done { .. } | Event::Failed(_) => self.request.record(self.start.elapsed()),
+            _ => {}
+        }
+    }
+}
+
+/// All numbers, as they are now.
+pub(super) async fn metrics<G: Generate>(State(service): State<Arc<Service<G>>>) -> Response {
+    let metrics = &service.metrics;
+    metrics.count(service.engine.counts());
+    metrics.load(service.engine.load());
+    metrics.memory(&service.engine.memory(), service.planned);
+    let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+    let experts = service.experts.as_ref().map_or_else(String::new, |stats| experts(&stats()));
+    ([kind], metrics.handle.render() + &experts).into_response()
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use deepseek_recipe::openai::ChatCompletionRequest;
-use deepseek_recipe::request::{ConversationRequest, ConversionError, ConversionOptions, ProtocolRequest};
+use deepseek_recipe::request::{
+    ConversationRequest, ConversionError, ConversionOptions, ProtocolRequest, WebSearchBehavior,
+};
 use deepseek_recipe_core::tools::ToolChoice;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -16,8 +17,10 @@ use fathom_engine::Sampling;
 /// What a request may ask of the served model.
 #[derive(Debug, Clone)]
 pub struct Served {
-    /// The name requests call the model by.
+    /// The name requests call the model by, and replies.
     pub model: String,
+    /// Other names requests may call it by.
+    pub aliases: Vec<String>,
     /// How its prompts are written.
     pub dialect: Dialect,
     /// Token ids are below this.
@@ -30,7 +33,7 @@ pub struct Served {
     pub tools: bool,
 }
 
-/// A request to `/v1/chat/completions`, understood and checked.
+/// A request for a conversation's next turn, in whatever dialect it came, understood and checked.
 #[derive(Debug)]
 pub struct ChatRequest {
     /// The conversation, how to read the answer, and how to send it.
@@ -39,11 +42,13 @@ pub struct ChatRequest {
     pub sampling: Sampling,
     /// Whether the reply is to say why no more of the prompt was there already: fathom's own field `explain`.
     pub explain: bool,
+    /// How many answers there are to be.
+    pub choices: usize,
 }
 
 /// The parameters DeepSeek's conversion does not know, or overrides where the hosted API would.
-#[derive(Debug, Deserialize)]
-struct Sampled {
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Sampled {
     temperature: Option<f32>,
     top_p: Option<f32>,
     top_k: Option<usize>,
@@ -55,40 +60,32 @@ struct Sampled {
     explain: bool,
 }
 
-/// Reads the body of a request to `/v1/chat/completions`. Fields nobody knows are ignored.
+/// The body as JSON.
 ///
 /// # Errors
-/// 400 for what is not JSON and for values out of range, 404 for another model's name, 422 for wrong types; each names
-/// the parameter.
-pub fn parse_chat(body: &[u8], served: &Served) -> Result<ChatRequest, ApiError> {
-    let mut body: Value = serde_json::from_slice(body).map_err(|error| not_json(body, &error))?;
-    let newer = translate(&mut body)?;
-    understand(&body, served).map_err(|error| if newer { as_sent(error) } else { error })
+/// 400, naming the parameter where the reason is a number JSON does not have.
+pub(super) fn json(body: &[u8]) -> Result<Value, ApiError> {
+    serde_json::from_slice(body).map_err(|error| not_json(body, &error))
 }
 
-/// A refusal of `max_completion_tokens`, which conversion knows as `max_tokens`.
-fn as_sent(mut error: ApiError) -> ApiError {
-    if error.param.as_deref() == Some("max_tokens") {
-        error.message = error.message.replace("max_tokens", "max_completion_tokens");
-        error.param = Some("max_completion_tokens".to_owned());
+/// What all dialects' requests have in common.
+pub(super) fn understand<R: ProtocolRequest + DeserializeOwned>(
+    body: &Value,
+    served: &Served,
+) -> Result<ChatRequest, ApiError> {
+    if !body.is_object() {
+        return Err(ApiError::wrong_type(None, "The body must be a JSON object."));
     }
-    error
-}
-
-fn understand(body: &Value, served: &Served) -> Result<ChatRequest, ApiError> {
     let sampled: Sampled = typed(body)?;
-    let request: ChatCompletionRequest = typed(body)?;
-    only_text(body)?;
-    only_free_text(body)?;
-    only_tools_that_are(body)?;
-    if request.model != served.model {
-        return Err(ApiError::no_such_model(&request.model, &served.model));
-    }
+    let request: R = typed(body)?;
+    let model = body["model"].as_str().unwrap_or_default();
+    served.check_name(model)?;
     let bound = u32::try_from(served.context).unwrap_or(u32::MAX);
     let options = ConversionOptions::new()
         .with_model_versions_by_name([] as [(String, _); 0])
-        .with_model_alias(&served.model, served.dialect.model_version())
+        .with_model_alias(model, served.dialect.model_version())
         .with_default_thinking_mode(served.thinking)
+        .with_responses_web_search(WebSearchBehavior::Reject)
         .with_thinking_max_tokens_upper_bound(bound)
         .with_non_thinking_max_tokens_upper_bound(bound);
     let converted = request.convert(options).map_err(|error| match error {
@@ -99,72 +96,10 @@ fn understand(body: &Value, served: &Served) -> Result<ChatRequest, ApiError> {
         let message = "tool_choice cannot force a call: this model's vocabulary has no token for tool calls.";
         return Err(ApiError::bad(Some("tool_choice"), message));
     }
-    let sampling = sampling(&sampled, &converted, served)?;
-    Ok(ChatRequest { converted, sampling, explain: sampled.explain })
-}
-
-/// Puts newer spellings of OpenAI's into the older ones that DeepSeek's conversion reads. Returns whether `max_tokens` was
-/// sent as `max_completion_tokens`.
-fn translate(body: &mut Value) -> Result<bool, ApiError> {
-    let Some(body) = body.as_object_mut() else {
-        return Err(ApiError::wrong_type(None, "The body must be a JSON object."));
-    };
-    let newer = body.remove("max_completion_tokens").filter(|tokens| !tokens.is_null());
-    let is_newer = newer.is_some();
-    if let Some(tokens) = newer {
-        if !tokens.is_u64() {
-            let name = "max_completion_tokens";
-            let message = format!("Invalid '{name}': {tokens} is not a whole number from 1.");
-            return Err(ApiError::wrong_type(Some(name.to_owned()), message));
-        }
-        body.insert("max_tokens".to_owned(), tokens);
-    }
-    for message in body.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten() {
-        if let Some(role) = message.get_mut("role").filter(|role| *role == "developer") {
-            *role = "system".into();
-        }
-    }
-    Ok(is_newer)
-}
-
-/// Refuses formats of the answer: nothing here holds the model to one.
-fn only_free_text(body: &Value) -> Result<(), ApiError> {
-    match body["response_format"]["type"].as_str() {
-        None | Some("text") => Ok(()),
-        Some(kind) => {
-            let message = format!(
-                "response_format '{kind}' is not supported: this version cannot guarantee the format of an answer. Use \
-                 'text', ask for the format in a message, and check what comes."
-            );
-            Err(ApiError::bad(Some("response_format"), message))
-        }
-    }
-}
-
-/// Refuses to force a call where there is no tool to call.
-fn only_tools_that_are(body: &Value) -> Result<(), ApiError> {
-    let choice = &body["tool_choice"];
-    let forced = choice == "required" || choice.is_object();
-    if forced && body["tools"].as_array().is_none_or(Vec::is_empty) {
-        let message = "tool_choice asks for a call, but there are no tools; send them as 'tools'.";
-        return Err(ApiError::bad(Some("tool_choice"), message));
-    }
-    Ok(())
-}
-
-/// Refuses images and the like, which the conversion would leave out without a word.
-fn only_text(body: &Value) -> Result<(), ApiError> {
-    for (i, message) in body["messages"].as_array().into_iter().flatten().enumerate() {
-        for (j, part) in message["content"].as_array().into_iter().flatten().enumerate() {
-            let kind = part["type"].as_str().unwrap_or("text");
-            if !matches!(kind, "text" | "refusal") {
-                let param = format!("messages[{i}].content[{j}].type");
-                let message = format!("'{param}' is '{kind}'; this model reads text only.");
-                return Err(ApiError::bad(Some(&param), message));
-            }
-        }
-    }
-    Ok(())
+    let options = &converted.inference_options;
+    let logprobs = options.logprobs.then(|| options.top_logprobs.unwrap_or(0).into());
+    let sampling = sampled.sampling(options.seed, logprobs, served)?;
+    Ok(ChatRequest { converted, sampling, explain: sampled.explain, choices: 1 })
 }
 
 /// A value as a `T`, or the path to what does not fit.
@@ -182,31 +117,54 @@ pub(super) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
     })
 }
 
-fn sampling(sampled: &Sampled, converted: &ConversationRequest, served: &Served) -> Result<Sampling, ApiError> {
-    let mut logit_bias = Vec::new();
-    for (token, &bias) in sampled.logit_bias.iter().flatten() {
-        let at_fault = |message: String| ApiError::bad(Some("logit_bias"), message);
-        let id: u32 = token.parse().ok().filter(|&id| (id as usize) < served.vocab_size).ok_or_else(|| {
-            at_fault(format!("logit_bias: '{token}' is no token id; they are below {}.", served.vocab_size))
-        })?;
-        logit_bias.push((id, bias));
+impl Sampled {
+    /// How to choose tokens. The hosted API overrides temperature and top_p while the model thinks; here what is asked for is
+    /// done.
+    ///
+    /// # Errors
+    /// What is out of range.
+    pub(super) fn sampling(
+        &self,
+        seed: Option<u64>,
+        logprobs: Option<usize>,
+        served: &Served,
+    ) -> Result<Sampling, ApiError> {
+        let mut logit_bias = Vec::new();
+        for (token, &bias) in self.logit_bias.iter().flatten() {
+            let at_fault = |message: String| ApiError::bad(Some("logit_bias"), message);
+            let id: u32 = token.parse().ok().filter(|&id| (id as usize) < served.vocab_size).ok_or_else(|| {
+                at_fault(format!("logit_bias: '{token}' is no token id; they are below {}.", served.vocab_size))
+            })?;
+            logit_bias.push((id, bias));
+        }
+        let default = Sampling::default();
+        let sampling = Sampling {
+            temperature: self.temperature.unwrap_or(default.temperature),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            top_k: self.top_k.unwrap_or(default.top_k),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            seed,
+            presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
+            logit_bias,
+            logprobs,
+        };
+        sampling.check(served.vocab_size).map_err(|error| ApiError::from_engine(&error))?;
+        Ok(sampling)
     }
-    let options = &converted.inference_options;
-    let default = Sampling::default();
-    // The hosted API overrides temperature and top_p while the model thinks; here what is asked for is done.
-    let sampling = Sampling {
-        temperature: sampled.temperature.unwrap_or(default.temperature),
-        top_p: sampled.top_p.unwrap_or(default.top_p),
-        top_k: sampled.top_k.unwrap_or(default.top_k),
-        min_p: sampled.min_p.unwrap_or(default.min_p),
-        seed: options.seed,
-        presence_penalty: sampled.presence_penalty.unwrap_or(default.presence_penalty),
-        frequency_penalty: sampled.frequency_penalty.unwrap_or(default.frequency_penalty),
-        logit_bias,
-        logprobs: options.logprobs.then(|| options.top_logprobs.unwrap_or(0).into()),
-    };
-    sampling.check(served.vocab_size).map_err(|error| ApiError::from_engine(&error))?;
-    Ok(sampling)
+}
+
+impl Served {
+    /// Checks that a model of that name is served.
+    ///
+    /// # Errors
+    /// 404.
+    pub fn check_name(&self, name: &str) -> Result<(), ApiError> {
+        match name == self.model || self.aliases.iter().any(|alias| alias == name) {
+            true => Ok(()),
+            false => Err(ApiError::no_such_model(name, &self.model)),
+        }
+    }
 }
 
 /// 400 for what is not JSON, naming the parameter where the reason is a number JSON does not have.

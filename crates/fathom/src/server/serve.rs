@@ -9,16 +9,25 @@ use std::time::{Duration, Instant};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use fathom_engine::{Counts, Sessions};
+use fathom_engine::{Owner, Sessions};
 use fathom_weights::experts::Stats;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::completions::{completions, now};
+use super::chat::Chat;
+use super::completions::completions;
+use super::log::{Log, log};
+use super::messages::{Messages, count_tokens};
+use super::metrics::{Metrics, metrics};
+use super::prefills::{self, Prefills};
+use super::rates::{KeyLimits, Rates, Turn};
+use super::reply::{now, reply};
+use super::responses::Responses;
 use super::sessions;
+use super::tokens::{detokenize, tokenize};
 use super::{ApiError, Generate, Keys, Served};
 use crate::Error;
 use crate::chat::Prompter;
@@ -34,12 +43,23 @@ pub struct Limits {
     pub requests: usize,
     /// The largest body, in bytes. A million tokens of English are about 4 MB.
     pub body: usize,
+    /// How long a prompt is read on whose client has left.
+    pub linger: Duration,
+    /// What each key may ask for.
+    pub each_key: KeyLimits,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { requests: 16, body: 64 << 20 }
+        Limits { requests: 64, body: 64 << 20, linger: Duration::from_secs(300), each_key: KeyLimits::default() }
     }
+}
+
+/// A request's place among those that run or wait, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    _turn: Turn,
+    _place: OwnedSemaphorePermit,
 }
 
 /// A model behind the API.
@@ -51,7 +71,13 @@ pub struct Service<G> {
     pub(super) limits: Limits,
     pub(super) keys: Keys,
     pub(super) sessions: Option<Sessions>,
-    experts: Option<Box<dyn Fn() -> Stats + Send + Sync>>,
+    pub(super) experts: Option<Box<dyn Fn() -> Stats + Send + Sync>>,
+    pub(super) prefills: Arc<Prefills>,
+    pub(super) metrics: Metrics,
+    pub(super) log: Log,
+    rates: Rates,
+    /// Bytes of memory that were planned, if somebody planned.
+    pub(super) planned: Option<u64>,
     slots: Arc<Semaphore>,
     /// Held by every request that is encoded, waits for the engine or runs.
     work: Arc<()>,
@@ -64,6 +90,7 @@ impl<G: Generate> Service<G> {
     pub fn new(engine: G, prompter: Prompter, model: &str, eos: u32, thinking: bool, limits: Limits) -> Service<G> {
         let served = Served {
             model: model.to_owned(),
+            aliases: Vec::new(),
             dialect: prompter.dialect(),
             vocab_size: engine.vocab_size(),
             context: engine.context(),
@@ -71,9 +98,44 @@ impl<G: Generate> Service<G> {
             tools: prompter.tokenizer().can_call_tools(),
         };
         let slots = Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)));
-        let (keys, work, started) = (Keys::default(), Arc::new(()), now());
-        let (sessions, experts) = (None, None);
-        Service { engine, prompter, served, eos, limits, keys, sessions, experts, slots, work, started }
+        let prefills = Arc::new(Prefills::new(limits.linger));
+        let (keys, sessions, experts, planned) = (Keys::default(), None, None, None);
+        let (metrics, log, rates) = (Metrics::new(), Log::None, Rates::new(limits.each_key));
+        let (work, started) = (Arc::new(()), now());
+        Service {
+            engine,
+            prompter,
+            served,
+            eos,
+            limits,
+            keys,
+            sessions,
+            experts,
+            prefills,
+            metrics,
+            log,
+            rates,
+            planned,
+            slots,
+            work,
+            started,
+        }
+    }
+
+    /// Lets requests call the model by other names too.
+    pub fn with_aliases(mut self, aliases: Vec<String>) -> Service<G> {
+        self.served.aliases = aliases;
+        self
+    }
+
+    /// Logs replies.
+    pub fn with_log(self, log: Log) -> Service<G> {
+        Service { log, ..self }
+    }
+
+    /// Shows the memory that was planned beside what is held.
+    pub fn with_plan(self, bytes: u64) -> Service<G> {
+        Service { planned: Some(bytes), ..self }
     }
 
     /// Asks for API keys, if there are any.
@@ -91,17 +153,22 @@ impl<G: Generate> Service<G> {
         Service { experts: Some(Box::new(experts)), ..self }
     }
 
-    pub(super) fn take_slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.slots).try_acquire_owned().map_err(|_| ApiError::busy(self.limits.requests))
+    /// A place for a request of somebody's.
+    ///
+    /// # Errors
+    /// 429, if there is none, or none for him.
+    pub(super) fn take_slot(&self, owner: &Owner) -> Result<Slot, ApiError> {
+        let turn = self.rates.take(owner)?;
+        let place = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| ApiError::busy(self.limits.requests))?;
+        Ok(Slot { _turn: turn, _place: place })
     }
 
     pub(super) fn work(&self) -> Arc<()> {
         Arc::clone(&self.work)
     }
 
-    fn card(&self) -> Value {
+    fn card(&self, id: &str) -> Value {
         let context = self.served.context;
-        let id = &self.served.model;
         json!({"id": id, "object": "model", "created": self.started, "owned_by": "deepseek-ai", "max_model_len": context})
     }
 }
@@ -109,9 +176,17 @@ impl<G: Generate> Service<G> {
 /// The routes of the API.
 pub fn router<G: Generate>(service: Arc<Service<G>>) -> Router {
     Router::new()
-        .route("/v1/chat/completions", post(completions::<G>))
+        .route("/v1/chat/completions", post(reply::<G, Chat>))
+        .route("/v1/responses", post(reply::<G, Responses>))
+        .route("/v1/messages", post(reply::<G, Messages>))
+        .route("/v1/messages/count_tokens", post(count_tokens::<G>))
+        .route("/v1/completions", post(completions::<G>))
+        .route("/tokenize", post(tokenize::<G>))
+        .route("/detokenize", post(detokenize::<G>))
         .route("/v1/models", get(models::<G>))
         .route("/v1/models/{model}", get(model::<G>))
+        .route("/v1/prefills", get(prefills::list::<G>))
+        .route("/v1/prefills/{id}", delete(prefills::stop::<G>))
         .route("/health", get(health::<G>))
         .route("/metrics", get(metrics::<G>))
         .merge(sessions::routes())
@@ -120,6 +195,7 @@ pub fn router<G: Generate>(service: Arc<Service<G>>) -> Router {
             let message = "This address does not take this method.";
             ApiError::other(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
         })
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&service), log::<G>))
         .with_state(service)
 }
 
@@ -128,7 +204,9 @@ async fn models<G: Generate>(
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     service.keys.owner(&headers)?;
-    Ok(Json(json!({"object": "list", "data": [service.card()]})))
+    let names = std::iter::once(&service.served.model).chain(&service.served.aliases);
+    let data: Vec<Value> = names.map(|name| service.card(name)).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
 }
 
 async fn model<G: Generate>(
@@ -138,10 +216,8 @@ async fn model<G: Generate>(
 ) -> Result<Json<Value>, ApiError> {
     service.keys.owner(&headers)?;
     let Path(model) = model.map_err(|error| ApiError::bad(Some("model"), format!("{}.", error.body_text())))?;
-    if model != service.served.model {
-        return Err(ApiError::no_such_model(&model, &service.served.model));
-    }
-    Ok(Json(service.card()))
+    service.served.check_name(&model)?;
+    Ok(Json(service.card(&model)))
 }
 
 async fn health<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Value> {
@@ -153,31 +229,6 @@ async fn health<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Val
         "context": service.served.context,
         "requests": requests,
     }))
-}
-
-/// Counts, in the text format of Prometheus. No text of anybody's, and no names.
-async fn metrics<G: Generate>(State(service): State<Arc<Service<G>>>) -> String {
-    let Counts { requests, prompt_tokens, reused_tokens, generated_tokens, missed } = service.engine.counts();
-    let mut text = String::new();
-    for (name, about, n) in [
-        ("requests", "Requests that came to their end.", requests),
-        ("prompt_tokens", "Tokens of their prompts.", prompt_tokens),
-        ("reused_tokens", "Of those, the ones that were not read again.", reused_tokens),
-        ("generated_tokens", "Tokens generated.", generated_tokens),
-    ] {
-        text += &format!(
-            "# HELP fathom_{name}_total {about}\n# TYPE fathom_{name}_total counter\nfathom_{name}_total {n}\n"
-        );
-    }
-    text += "# HELP fathom_prefix_missed_total Requests that might have reused more, by the reason why they did not.\n";
-    text += "# TYPE fathom_prefix_missed_total counter\n";
-    for (reason, n) in missed {
-        text += &format!("fathom_prefix_missed_total{{reason=\"{reason}\"}} {n}\n");
-    }
-    if let Some(experts) = &service.experts {
-        text += &super::metrics::experts(&experts());
-    }
-    text
 }
 
 /// Listens on `address` and serves until Ctrl-C or SIGTERM; then takes no more connections, finishes what it has, and
@@ -211,10 +262,11 @@ pub(super) async fn serve_until<G: Generate>(
     service: Arc<Service<G>>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
-    let work = service.work();
+    let (work, prefills) = (service.work(), Arc::clone(&service.prefills));
     let (stopping, stopped) = oneshot::channel();
-    let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async {
+    let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async move {
         stop.await;
+        prefills.close();
         let _ = stopping.send(());
     });
     let idle = async {

@@ -8,7 +8,7 @@ use futures_util::{StreamExt, stream};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::completions::PATIENCE;
+use super::body::PATIENCE;
 
 /// Parts that wait for a client at most.
 const PARTS: usize = 4;

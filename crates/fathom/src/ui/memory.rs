@@ -1,9 +1,18 @@
-//! Memory that the process has held.
+//! Memory that the process holds and has held.
 
 /// The most memory this process has held at once, in bytes, where the system tells (Linux).
 pub fn peak_rss() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// The memory this process holds now, in bytes, where the system tells (Linux).
+pub fn rss() -> Option<u64> {
+    status("VmRSS:")
+}
+
+fn status(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let line = status.lines().find(|line| line.starts_with(field))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
 }

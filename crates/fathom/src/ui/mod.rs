@@ -6,7 +6,7 @@ mod out;
 mod progress;
 
 pub use drives::process_io;
-pub use memory::{forget_peak, peak_rss};
+pub use memory::{forget_peak, peak_rss, rss};
 pub use out::out;
 pub(crate) use out::say;
 pub use progress::Progress;

@@ -47,7 +47,7 @@ async fn save<G: Generate>(
     name: String,
     pinned: bool,
 ) -> Result<fathom_store::Saved, ApiError> {
-    let (slot, work) = (service.take_slot()?, service.work());
+    let (slot, work) = (service.take_slot(&owner)?, service.work());
     let (send, told) = oneshot::channel();
     blocking(service, move |sessions| {
         Ok(sessions.snapshot(&owner, &name, pinned, move |saved| {
@@ -108,7 +108,7 @@ pub(super) async fn import<G: Generate>(
     Query(new): Query<New>,
     body: Body,
 ) -> Answer {
-    let (slot, work) = (service.take_slot()?, service.work());
+    let (slot, work) = (service.take_slot(&owner)?, service.work());
     let mut incoming = Incoming::new(body);
     let session = blocking(&service, move |sessions| {
         let _held = (slot, work);

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::keep::{export, import, pin, remove, snapshot, snapshot_id, snapshots};
 use self::speech::{append, generate};
-use super::completions::read_in_time;
+use super::body::read_in_time;
 use super::request::typed;
 use super::{ApiError, Generate, Service};
 
@@ -130,7 +130,7 @@ struct Position {
 
 async fn rewind<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>, body: Body) -> Answer {
     let Position { position } = json_body(&service, body).await?;
-    let (slot, work) = (service.take_slot()?, service.work());
+    let (slot, work) = (service.take_slot(&owner)?, service.work());
     let (send, mut events) = mpsc::unbounded_channel();
     let (tell, told) = oneshot::channel();
     let of = (owner.clone(), name.clone());

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::{Answer, Caller, blocking, describe, json_or_nothing};
 use crate::chat::{Effort, Message, Output, Piece, Prompter, Role, explain};
-use crate::server::completions::KEEP_ALIVE;
+use crate::server::reply::KEEP_ALIVE;
 use crate::server::{ApiError, Generate, Service};
 
 /// What to read, in one of three forms, and how to go on from it.
@@ -123,7 +123,7 @@ pub(super) async fn generate<G: Generate>(
 
 /// Lets a session read and speak.
 async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String, more: More) -> Answer {
-    let slot = service.take_slot()?;
+    let slot = service.take_slot(&owner)?;
     let work = service.work();
     let (send, events) = mpsc::unbounded_channel();
     let (stream, tokenizer) = (more.stream, Arc::clone(service.prompter.tokenizer()));
@@ -199,6 +199,8 @@ impl<G: Generate> Speech<G> {
     async fn next(&mut self) -> Result<Step, ApiError> {
         let gone = || ApiError::internal("The engine stopped before the answer was complete.");
         match self.events.recv().await.ok_or_else(gone)? {
+            // Only those get it who ask how likely their prompt is.
+            Event::Read { .. } => Ok(Step::Progress(String::new())),
             Event::Queued { ahead } => Ok(Step::Progress(format!("queued, {ahead} ahead"))),
             Event::Prefill { done, total, .. } => Ok(Step::Progress(format!("prefill {done}/{total}"))),
             Event::Token { id, .. } => {

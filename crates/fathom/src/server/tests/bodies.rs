@@ -3,7 +3,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Parrot, TOKENIZER};
 use crate::chat::{Dialect, Prompter};
-use crate::server::{Limits, parse_chat};
+use crate::server::{Limits, parse_chat, parse_messages, parse_responses};
 
 const FIELDS: [&str; 24] = [
     "model",
@@ -101,16 +101,20 @@ proptest! {
         let service = Parrot::new("").service(Limits::default());
         let mut body: Map<String, Value> = fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         body.insert("model".to_owned(), json!("parrot"));
-        body.insert("messages".to_owned(), messages.unwrap_or_else(|| json!([{"role": "user", "content": "json"}])));
-        match parse_chat(Value::Object(body).to_string().as_bytes(), &service.served) {
-            Ok(request) => {
-                let prompter = Prompter::new(TOKENIZER.clone(), Dialect::Current);
-                let prompt = prompter.conversation(&request.converted.conversation).unwrap();
-                prop_assert!(!prompt.is_empty());
-            }
-            Err(refusal) => {
-                prop_assert!(!refusal.message.is_empty());
-                prop_assert!(!refusal.status.is_server_error(), "{:?}", refusal);
+        let said = messages.unwrap_or_else(|| json!([{"role": "user", "content": "json"}]));
+        body.insert("messages".to_owned(), said.clone());
+        body.insert("input".to_owned(), said);
+        for parse in [parse_chat, parse_messages, parse_responses] {
+            match parse(Value::Object(body.clone()).to_string().as_bytes(), &service.served) {
+                Ok(request) => {
+                    let prompter = Prompter::new(TOKENIZER.clone(), Dialect::Current);
+                    let prompt = prompter.conversation(&request.converted.conversation).unwrap();
+                    prop_assert!(!prompt.is_empty());
+                }
+                Err(refusal) => {
+                    prop_assert!(!refusal.message.is_empty());
+                    prop_assert!(!refusal.status.is_server_error(), "{:?}", refusal);
+                }
             }
         }
     }
@@ -125,8 +129,10 @@ proptest! {
             bytes[at] = byte;
         }
         let service = Parrot::new("").service(Limits::default());
-        if let Err(refusal) = parse_chat(&bytes, &service.served) {
-            prop_assert!(refusal.status.is_client_error(), "{:?}", refusal);
+        for parse in [parse_chat, parse_messages, parse_responses] {
+            if let Err(refusal) = parse(&bytes, &service.served) {
+                prop_assert!(refusal.status.is_client_error(), "{:?}", refusal);
+            }
         }
     }
 }

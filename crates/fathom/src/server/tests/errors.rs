@@ -27,7 +27,15 @@ async fn values_out_of_range_are_named() {
         ("min_p", json!(-1)),
         ("presence_penalty", json!(3)),
         ("frequency_penalty", json!(-2.01)),
-        ("n", json!(2)),
+        ("n", json!(0)),
+        ("n", json!(17)),
+        ("functions", json!([{"name": "x"}])),
+        ("function_call", json!({"name": "x"})),
+        ("parallel_tool_calls", json!(false)),
+        ("modalities", json!(["text", "audio"])),
+        ("audio", json!({"voice": "x"})),
+        ("web_search_options", json!({})),
+        ("verbosity", json!("low")),
         ("max_tokens", json!(0)),
         ("max_tokens", json!(5000)),
         ("max_completion_tokens", json!(0)),
@@ -81,6 +89,7 @@ async fn wrong_types_are_named() {
         ("logit_bias", json!([1]), "logit_bias"),
         ("logit_bias", json!({"5": "x"}), "logit_bias.5"),
         ("seed", json!(-1), "seed"),
+        ("n", json!("two"), "n"),
         ("stream", json!("yes"), "stream"),
         ("max_completion_tokens", json!("many"), "max_completion_tokens"),
         ("messages", json!("hi"), "messages"),
@@ -136,7 +145,7 @@ async fn unknown_models_and_addresses() {
     let parrot = Parrot::new("x");
     for (method, path, status) in [
         ("GET", "/nowhere", StatusCode::NOT_FOUND),
-        ("POST", "/v1/completions", StatusCode::NOT_FOUND),
+        ("POST", "/v1/embeddings", StatusCode::NOT_FOUND),
         ("GET", "/v1/chat/completions", StatusCode::METHOD_NOT_ALLOWED),
         ("POST", "/health", StatusCode::METHOD_NOT_ALLOWED),
         ("GET", "/v1/models/%ff", StatusCode::BAD_REQUEST),
@@ -170,8 +179,8 @@ async fn the_engines_failures_are_passed_on() {
     let mut parrot = Parrot::new("x");
     parrot.full = true;
     let (status, reply) = post(&parrot, ask(json!({}))).await;
-    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{reply}");
-    assert_eq!(reply["error"]["type"], "server_error");
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{reply}");
+    assert_eq!(reply["error"]["type"], "rate_limit_error");
     parrot.full = false;
     parrot.fail = true;
     let (status, reply) = post(&parrot, ask(json!({}))).await;

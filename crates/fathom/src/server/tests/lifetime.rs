@@ -100,7 +100,7 @@ async fn half_a_request_does_not_keep_the_server() {
 #[tokio::test]
 async fn a_full_queue_says_come_back() {
     let parrot = slow(2000);
-    let service = parrot.service(Limits { requests: 1, body: 1000 });
+    let service = parrot.service(Limits { requests: 1, body: 1000, ..Limits::default() });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(serve_until(listener, service, std::future::pending()));
@@ -109,7 +109,7 @@ async fn a_full_queue_says_come_back() {
     until(|| parrot.seen.tokens.load(Ordering::SeqCst) > 0).await;
     let mut text = String::new();
     connect(address, &body).await.read_to_string(&mut text).await.unwrap();
-    assert!(text.starts_with("HTTP/1.1 503"), "{text}");
+    assert!(text.starts_with("HTTP/1.1 429"), "{text}");
     assert!(text.contains("retry-after") && text.contains("queue_full"), "{text}");
     // The place is free again once the first has left.
     drop(first);

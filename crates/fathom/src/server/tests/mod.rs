@@ -2,8 +2,10 @@
 
 mod bodies;
 mod clients;
+mod dialects;
 mod errors;
 mod lifetime;
+mod prefills;
 mod replies;
 mod sessions;
 
@@ -71,7 +73,7 @@ impl Parrot {
     }
 
     fn small_service(&self) -> Arc<Service<Parrot>> {
-        self.service(Limits { requests: 2, body: 100_000 })
+        self.service(Limits { requests: 2, body: 100_000, ..Limits::default() })
     }
 
     fn router(&self) -> Router {

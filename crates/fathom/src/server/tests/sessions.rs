@@ -23,7 +23,7 @@ const WEIGHTS: &[u8] = include_bytes!("../../../assets/demo-model/model-00001.sa
 const CONTEXT: usize = 6000;
 
 /// A server over the embedded model, and the engine to drain.
-fn server(folder: Option<&tempfile::TempDir>, keys: Keys) -> (Router, Engine) {
+pub fn server(folder: Option<&tempfile::TempDir>, keys: Keys) -> (Router, Engine) {
     let shard = ("model-00001.safetensors".to_owned(), Bytes::from_static(WEIGHTS));
     let checkpoint = Checkpoint::from_memory(CONFIG, vec![shard]).unwrap();
     let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
@@ -39,7 +39,11 @@ fn server(folder: Option<&tempfile::TempDir>, keys: Keys) -> (Router, Engine) {
         lasts: None,
         told: Box::new(|_| ()),
     });
-    let engine = Engine::start(model, EngineOptions { prefill_chunk: 256, queue: 4, context: CONTEXT }, keep);
+    let engine = Engine::start(
+        model,
+        EngineOptions { prefill_chunk: 64, parallel: 4, context: CONTEXT, ..EngineOptions::default() },
+        keep,
+    );
     let prompter = Prompter::new(Arc::clone(&TOKENIZER), Dialect::Preview);
     let service =
         Service::new(engine.clone(), prompter, "demo", checkpoint.config().eos_token_id, false, Limits::default());
@@ -53,7 +57,7 @@ async fn bytes(router: &Router, method: &str, path: &str, key: &str, body: impl 
     (response.status(), axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap())
 }
 
-async fn call(router: &Router, method: &str, path: &str, body: Value) -> (u16, Value) {
+pub async fn call(router: &Router, method: &str, path: &str, body: Value) -> (u16, Value) {
     let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
     let (status, bytes) = bytes(router, method, path, "", body).await;
     (status.as_u16(), serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into()))

@@ -1,0 +1,139 @@
+//! `POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's form of a conversation.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{Request as HttpRequest, StatusCode};
+use axum::response::sse::Event as Sent;
+use axum::response::{IntoResponse, Response};
+use deepseek_recipe::anthropic::MessagesRequest;
+use deepseek_recipe::anthropic::messages::response::MessagesStreamEvent;
+use deepseek_recipe::request::ConversationRequest;
+use deepseek_recipe_core::tools::ToolChoice;
+use serde_json::{Value, json};
+
+use super::body::read_in_time;
+use super::dialect::{Dialect, Unsupported, empty, never, only_text, refuse};
+use super::reply::render;
+use super::request::{ChatRequest, Served, json as parsed, understand};
+use super::{ApiError, Generate, Service};
+
+/// What the Messages API has and we have not.
+const UNSUPPORTED: [Unsupported; 5] = [
+    Unsupported("mcp_servers", empty, "no servers of tools are called; send their tools as 'tools'"),
+    Unsupported("container", never, "no code is run here"),
+    Unsupported("output_format", never, FORMAT),
+    Unsupported("output_config.format", never, FORMAT),
+    Unsupported(
+        "tool_choice.disable_parallel_tool_use",
+        |value| value == false,
+        "the number of calls is not limited; take the first",
+    ),
+];
+const FORMAT: &str =
+    "this version cannot guarantee the format of an answer; ask for it in a message, and check what comes";
+
+/// Anthropic's messages, as one is written.
+pub(super) struct Messages;
+
+/// Reads the body of a request to `/v1/messages`. Fields nobody knows are ignored.
+///
+/// # Errors
+/// As [`parse_chat`](super::parse_chat).
+pub fn parse_messages(body: &[u8], served: &Served) -> Result<ChatRequest, ApiError> {
+    Messages::understand(parsed(body)?, served)
+}
+
+impl Dialect for Messages {
+    type Request = MessagesRequest;
+    const ID: &'static str = "msg_";
+
+    fn understand(body: Value, served: &Served) -> Result<ChatRequest, ApiError> {
+        refuse(&body, &UNSUPPORTED)?;
+        only_text("messages", &body["messages"])?;
+        let mut request = understand::<MessagesRequest>(&body, served)?;
+        if body["tool_choice"]["type"] == "any" {
+            any(&mut request.converted)?;
+        }
+        Ok(request)
+    }
+
+    fn new(_: &ConversationRequest, _: usize) -> Messages {
+        Messages
+    }
+
+    fn shape(&mut self, _: usize, chunk: MessagesStreamEvent) -> Vec<MessagesStreamEvent> {
+        vec![chunk]
+    }
+
+    fn refusal(error: ApiError) -> Response {
+        let body = Json(body(&error));
+        // Anthropic has no status of its own for wrong types.
+        let status = match error.status {
+            StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+            status => status,
+        };
+        let mut response = error.into_response();
+        let headers = std::mem::take(response.headers_mut());
+        response = (status, body).into_response();
+        headers.get("retry-after").cloned().map(|after| response.headers_mut().insert("retry-after", after));
+        response
+    }
+
+    fn failure(error: &ApiError) -> Sent {
+        Sent::default().event("error").data(body(error).to_string())
+    }
+}
+
+/// `tool_choice` any: DeepSeek's conversion takes it for auto, which would not hold it.
+fn any(converted: &mut ConversationRequest) -> Result<(), ApiError> {
+    if converted.conversation.tools.is_empty() {
+        let message = "tool_choice asks for a call, but there are no tools; send them as 'tools'.";
+        return Err(ApiError::bad(Some("tool_choice"), message));
+    }
+    if converted.conversation.thinking_mode {
+        let message = "tool_choice 'any' cannot be had while the model thinks; use 'auto', or disable thinking.";
+        return Err(ApiError::bad(Some("tool_choice"), message));
+    }
+    converted.conversation.tool_choice = ToolChoice::Required;
+    converted.parsing_options.starts_in_tool_calls = true;
+    Ok(())
+}
+
+/// An error in Anthropic's form.
+fn body(error: &ApiError) -> Value {
+    let kind = match error.status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::NOT_FOUND => "not_found_error",
+        StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+        status if status.is_server_error() => "api_error",
+        _ => "invalid_request_error",
+    };
+    json!({"type": "error", "error": {"type": kind, "message": error.message}})
+}
+
+/// How many tokens a conversation's prompt has.
+pub(super) async fn count_tokens<G: Generate>(
+    State(service): State<Arc<Service<G>>>,
+    request: HttpRequest<Body>,
+) -> Response {
+    count(service, request).await.unwrap_or_else(Messages::refusal)
+}
+
+async fn count<G: Generate>(service: Arc<Service<G>>, request: HttpRequest<Body>) -> Result<Response, ApiError> {
+    let owner = service.keys.owner(request.headers())?;
+    let body = read_in_time(request.into_body(), service.limits.body).await?;
+    let _slot = service.take_slot(&owner)?;
+    let counted = tokio::task::spawn_blocking(move || {
+        let request = parse_messages(&body, &service.served)?;
+        Ok(render(&service, &request)?.len())
+    });
+    let tokens: Result<usize, ApiError> =
+        counted.await.map_err(|_| ApiError::internal("Reading the request failed."))?;
+    Ok(Json(json!({"input_tokens": tokens?})).into_response())
+}

@@ -1,0 +1,141 @@
+//! Prompts that are read on while nobody waits, and what is measured, with the embedded model.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request as HttpRequest, StatusCode};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::sessions::{call, server};
+use crate::server::Keys;
+
+/// A prompt of some 5,000 tokens.
+fn long() -> Value {
+    let text: String = (0..270).map(|i| format!("Line {i} says nothing about {}. ", i * i)).collect();
+    json!({"model": "demo", "messages": [{"role": "user", "content": text}], "max_tokens": 3, "temperature": 0})
+}
+
+/// A value of `/metrics`.
+async fn number(router: &Router, name: &str) -> f64 {
+    let (_, text) = call(router, "GET", "/metrics", Value::Null).await;
+    let text = text.as_str().unwrap().to_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// Sends a request and leaves once so many tokens of its prompt have been read.
+async fn leave_at(router: &Router, body: &Value, tokens: u64) {
+    let request = HttpRequest::builder().method("POST").uri("/v1/chat/completions");
+    let asked = tokio::spawn(router.clone().oneshot(request.body(Body::from(body.to_string())).unwrap()));
+    loop {
+        let (_, all) = call(router, "GET", "/v1/prefills", Value::Null).await;
+        let done = all["data"].as_array().unwrap().iter().filter_map(|one| one["tokens_done"].as_u64()).max();
+        if done.is_some_and(|done| done >= tokens) || asked.is_finished() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    asked.abort();
+}
+
+/// However often its client leaves and comes back, a prompt is read once.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_finds_it_read() {
+    let (router, engine) = server(None, Keys::default());
+    let whole = call(&server(None, Keys::default()).0, "POST", "/v1/chat/completions", long()).await;
+    assert_eq!(whole.0, 200, "{}", whole.1);
+    let total = whole.1["usage"]["prompt_tokens"].as_u64().unwrap();
+    for tokens in [1, total / 2, total * 99 / 100] {
+        leave_at(&router, &long(), tokens).await;
+    }
+    let (status, reply) = call(&router, "POST", "/v1/chat/completions", long()).await;
+    assert_eq!((status, &reply["choices"]), (200, &whole.1["choices"]));
+    engine.drain();
+    let counts = engine.counts();
+    let read = counts.prompt_tokens - counts.reused_tokens;
+    assert!(read as f64 <= 1.02 * total as f64 && read >= total, "{read} of {total}");
+}
+
+/// It can be seen while it is read, by its owner alone, and stopped.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_can_be_seen_and_stopped() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "a key-a\nb key-b\n").unwrap();
+    let (router, _engine) = server(None, Keys::read(file.path()).unwrap());
+    let ask = |method: &str, path: &str, key: &str, body: Body| {
+        let request = HttpRequest::builder().method(method).uri(path).header("x-api-key", key).body(body).unwrap();
+        let router = router.clone();
+        async move {
+            let response = router.oneshot(request).await.unwrap();
+            let status = response.status();
+            let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            (status, serde_json::from_slice::<Value>(&bytes).unwrap())
+        }
+    };
+    let reads = tokio::spawn(ask("POST", "/v1/chat/completions", "key-a", Body::from(long().to_string())));
+    let shown = loop {
+        let (_, all) = ask("GET", "/v1/prefills", "key-a", Body::empty()).await;
+        match all["data"].get(0).filter(|one| one["tokens_done"].as_u64() > Some(0)) {
+            Some(one) => break one.clone(),
+            None => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+        assert!(!reads.is_finished());
+    };
+    assert!(shown["tokens"].as_u64() > Some(3000) && shown["awaited"] == true, "{shown}");
+    assert!(shown["tokens_per_second"].as_f64() > Some(0.0) && shown["eta_seconds"].as_f64() > Some(0.0), "{shown}");
+    let path = format!("/v1/prefills/{}", shown["id"].as_str().unwrap());
+    assert_eq!(ask("GET", "/v1/prefills", "key-b", Body::empty()).await.1["data"], json!([]));
+    assert_eq!(ask("DELETE", &path, "key-b", Body::empty()).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(ask("DELETE", &path, "key-a", Body::empty()).await.0, StatusCode::OK);
+    let (status, reply) = reads.await.unwrap();
+    assert_eq!((status, &reply["error"]["code"]), (StatusCode::CONFLICT, &json!("prefill_stopped")), "{reply}");
+    assert_eq!(ask("GET", "/v1/prefills", "key-a", Body::empty()).await.1["data"], json!([]));
+    assert_eq!(ask("DELETE", "/v1/prefills/x", "key-a", Body::empty()).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn numbers_for_operators() {
+    let (router, _engine) = server(None, Keys::default());
+    let body = json!({"model": "demo", "messages": [{"role": "user", "content": "Hello, you. ".repeat(30)}], "max_tokens": 4, "temperature": 0});
+    call(&router, "POST", "/v1/chat/completions", body).await;
+    call(&router, "POST", "/v1/chat/completions", json!({"model": "other", "messages": []})).await;
+    assert_eq!(number(&router, "fathom_requests_total").await, 1.0);
+    assert_eq!(number(&router, "fathom_time_to_first_token_seconds_count").await, 1.0);
+    assert!(number(&router, "fathom_inter_token_seconds_count").await >= 1.0);
+    assert_eq!(number(&router, "fathom_queue_seconds_bucket{le=\"3600\"}").await, 1.0);
+    assert_eq!(number(&router, "fathom_requests_running").await, 0.0);
+    assert!(number(&router, "fathom_memory_bytes{share=\"state\"}").await > 0.0);
+    let replies = "fathom_http_replies_total{route=\"/v1/chat/completions\",status=\"404\"}";
+    assert_eq!(number(&router, replies).await, 1.0);
+    assert_eq!(number(&router, "fathom_prefix_missed_total{reason=\"nothing\"}").await, 1.0);
+}
+
+/// How likely a prompt is, as evaluations ask it.
+#[tokio::test]
+async fn prompts_with_their_logprobs() {
+    let (router, _engine) = server(None, Keys::default());
+    let prompt = "The code of Anna is 48213. The code of Anna is 48213.";
+    let body =
+        json!({"model": "demo", "prompt": prompt, "max_tokens": 1, "temperature": 0, "echo": true, "logprobs": 2});
+    let (status, reply) = call(&router, "POST", "/v1/completions", body).await;
+    assert_eq!(status, 200, "{reply}");
+    let (text, logprobs) = (reply["choices"][0]["text"].as_str().unwrap(), &reply["choices"][0]["logprobs"]);
+    assert!(text.starts_with(prompt), "{text}");
+    let list = |name: &str| logprobs[name].as_array().unwrap().clone();
+    let (tokens, offsets) = (list("tokens"), list("text_offset"));
+    assert_eq!(tokens.iter().map(|token| token.as_str().unwrap()).collect::<String>(), text);
+    assert!([list("token_logprobs").len(), list("top_logprobs").len(), offsets.len()] == [tokens.len(); 3]);
+    for (token, offset) in tokens.iter().zip(&offsets) {
+        let rest: String = text.chars().skip(offset.as_u64().unwrap() as usize).collect();
+        assert!(rest.starts_with(token.as_str().unwrap()));
+    }
+    // The same from its tokens, whose first could not be foretold.
+    let (_, cut) = call(&router, "POST", "/tokenize", json!({"prompt": prompt})).await;
+    let body = json!({"model": "demo", "prompt": cut["tokens"], "max_tokens": 0, "echo": true, "logprobs": 2});
+    let (_, reply) = call(&router, "POST", "/v1/completions", body).await;
+    let told = reply["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap();
+    assert_eq!((told.len(), &told[0]), (cut["tokens"].as_array().unwrap().len(), &Value::Null));
+    assert_eq!(told[1..], list("token_logprobs")[..told.len() - 1]);
+}
