@@ -13,6 +13,14 @@ pub enum Error {
         /// What the system said.
         cause: std::io::Error,
     },
+    /// The system would not let us write.
+    #[error("cannot write {path}: {cause}")]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
     /// Something in `config.json`.
     #[error("config.json: {field} {problem}")]
     Config {
