@@ -4,7 +4,10 @@
 pub mod chat;
 pub mod cli;
 pub mod demo;
+pub mod doctor;
+pub mod drive;
 mod error;
+pub mod pull;
 pub mod server;
 pub mod ui;
 

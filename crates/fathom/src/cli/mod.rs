@@ -4,12 +4,15 @@ mod ask;
 mod bench;
 mod chat;
 mod demo;
+mod doctor;
 mod model;
+mod pull;
 mod run;
 mod score;
 mod serve;
 mod snapshot;
 mod store;
+mod synth;
 
 use crate::ui::say;
 use std::process::ExitCode;
@@ -43,6 +46,12 @@ enum Command {
     Snapshot(snapshot::Args),
     /// How fast a model reads and writes, beside what this machine could do
     Bench(bench::Args),
+    /// Download a model: parallel, resumed, verified
+    Pull(pull::Args),
+    /// What this machine can do, and what is wrong with it or with a model
+    Doctor(doctor::Args),
+    /// Write a random checkpoint in the official layout, of any geometry
+    Synth(synth::Args),
 }
 
 /// Runs the program. Exit code 2 means that something about the request or its files is wrong; the message says what.
@@ -56,6 +65,9 @@ pub fn main() -> ExitCode {
         Command::Score(args) => score::score(&args),
         Command::Snapshot(args) => snapshot::snapshot(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Pull(args) => pull::pull(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Synth(args) => synth::synth(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

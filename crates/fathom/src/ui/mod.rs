@@ -3,11 +3,13 @@
 mod memory;
 mod out;
 mod progress;
+mod transfer;
 
 pub use memory::{Plan, forget_peak, peak_rss};
 pub use out::out;
 pub(crate) use out::say;
 pub use progress::Progress;
+pub use transfer::Transfer;
 
 /// A whole number with commas: `1,048,576`.
 pub fn commas(n: usize) -> String {
