@@ -4,8 +4,11 @@
 pub mod chat;
 pub mod cli;
 pub mod demo;
+pub mod doctor;
+pub mod drive;
 mod error;
 pub mod plan;
+pub mod pull;
 pub mod server;
 pub mod simulate;
 pub mod ui;

@@ -5,15 +5,18 @@ mod bench;
 mod chat;
 mod config;
 mod demo;
+mod doctor;
 mod experts;
 mod model;
 mod pack;
+mod pull;
 mod run;
 mod score;
 mod serve;
 mod simulate;
 mod snapshot;
 mod store;
+mod synth;
 
 use crate::ui::say;
 use std::io::Write;
@@ -52,6 +55,12 @@ enum Command {
     Pack(pack::Args),
     /// How fast a model reads and writes, beside what this machine could do
     Bench(bench::Args),
+    /// Download a model: parallel, resumed, verified
+    Pull(pull::Args),
+    /// What this machine can do, and what is wrong with it or with a model
+    Doctor(doctor::Args),
+    /// Write a random checkpoint in the official layout, of any geometry
+    Synth(synth::Args),
 }
 
 /// Runs the program. Exit code 2 means that something about the request or its files is wrong; the message says what.
@@ -81,6 +90,9 @@ pub fn main() -> ExitCode {
         Command::Pack(args) => pack::pack(&args),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Pull(args) => pull::pull(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Synth(args) => synth::synth(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,7 +19,8 @@ use crate::ui::say;
 /// The name of the embedded model.
 pub const EMBEDDED: &str = "demo";
 
-const CONFIG: &[u8] = include_bytes!("../../assets/demo-model/config.json");
+/// Its `config.json`.
+pub const CONFIG: &[u8] = include_bytes!("../../assets/demo-model/config.json");
 const WEIGHTS: &[u8] = include_bytes!("../../assets/demo-model/model-00001.safetensors");
 const TOKENIZER: &[u8] = include_bytes!("../../assets/demo-model/tokenizer.json");
 

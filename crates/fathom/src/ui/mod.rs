@@ -4,12 +4,14 @@ mod drives;
 mod memory;
 mod out;
 mod progress;
+mod transfer;
 
 pub use drives::process_io;
 pub use memory::{forget_peak, peak_rss, rss};
 pub use out::out;
 pub(crate) use out::say;
 pub use progress::Progress;
+pub use transfer::Transfer;
 
 /// A whole number with commas: `1,048,576`.
 pub fn commas(n: usize) -> String {
