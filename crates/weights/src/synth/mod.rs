@@ -224,7 +224,8 @@ fn header(parts: impl Iterator<Item = Part>) -> Vec<u8> {
     for Part { name, dtype, shape, bytes } in parts {
         let comma = if at == 0 { "" } else { "," };
         let end = at + bytes;
-        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [at, end]});
+        // By name: the same whether serde_json keeps the order or sorts.
+        let entry = json!({"data_offsets": [at, end], "dtype": dtype, "shape": shape});
         text.push_str(&format!("{comma}\"{name}\":{entry}"));
         at = end;
     }
