@@ -100,10 +100,10 @@ fn score_writes_the_same_file_with_less_memory() {
     };
     let (whole, json) = score("model", "whole", &[]);
     assert!(json["experts"].is_null());
-    let refused =
+    let too_little =
         refused(&["score", &path("model"), "--tokens", &input, "--output", &path("none"), "--memory", "1MiB"]);
-    assert!(refused.contains("1.00 MiB of memory were given, too little"), "{refused}");
-    let least = refused.split("give it --memory ").nth(1).unwrap().split("MiB").next().unwrap();
+    assert!(too_little.contains("1.00 MiB of memory were given, too little"), "{too_little}");
+    let least = too_little.split("give it --memory ").nth(1).unwrap().split("MiB").next().unwrap();
     let least: u64 = least.parse().unwrap();
     let packed = fathom(&["pack", &path("model"), &path("packed")]);
     assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
@@ -118,6 +118,43 @@ fn score_writes_the_same_file_with_less_memory() {
     let replay = fathom(&["simulate", "--trace", &trace, "--token-ms", "1", "--json"]);
     let replayed: serde_json::Value = serde_json::from_slice(&replay.stdout).unwrap();
     assert_eq!(replayed["tokens"], 10);
+    let shard = path("model/model.safetensors");
+    let before = fs::read(&shard).unwrap();
+    let budget = format!("{least}MiB");
+    let (output, model) = (path("none"), path("model"));
+    let message =
+        refused(&["score", &model, "--tokens", &input, "--output", &output, "--memory", &budget, "--trace", &shard]);
+    assert!(message.contains("is no trace; name another file"), "{message}");
+    assert!(fs::read(&shard).unwrap() == before);
+    // The copy is whole already; another model's folder is not written to.
+    assert!(fathom(&["pack", &model, &path("packed")]).status.success());
+    let tiny = fixtures().join("tiny").display().to_string();
+    let message = refused(&["pack", &tiny, &path("packed")]);
+    assert!(message.contains("has a copy of another model"), "{message}");
+}
+
+#[test]
+fn simulate_refuses_what_cannot_be() {
+    for (flags, says) in [
+        (&["--skew", "nan"][..], "not less than 0"),
+        (&["--skew=-1"], "not less than 0"),
+        (&["--guess", "1.5"], "from 0 to 1"),
+        (&["--locality", "inf"], "from 0 to 1"),
+        (&["--experts-part", "2"], "from 0 to 1"),
+        (&["--drives", "0"], "1.."),
+        (&["--drive-gbps", "0"], "more than 0"),
+        (&["--token-ms", "0"], "more than 0"),
+        (&["--tokens", "0"], "from 1 to"),
+        (&["--tokens", "4", "--skip", "4"], "--skip is 4, but the trace has 4 passes"),
+        (&["--tokens", "4", "--skip", "9", "--experts", "64GiB"], "--skip is 9, but the trace has 4 passes"),
+        (&["--trace", "/none/such"], "cannot read /none/such"),
+    ] {
+        let message = refused(&[&["simulate"], flags].concat());
+        assert!(message.contains(says), "{flags:?}: {message}");
+    }
+    let out = fathom(&["simulate", "--tokens", "4", "--skip", "3", "--experts", "64GiB", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["tokens"], 1);
 }
 
 /// Saved by one process and taken up by another, a session's logits are those of one that was never interrupted.

@@ -3,18 +3,25 @@
 //! The copy is a checkpoint like the original, of the same tensors under their official names: `dense.safetensors`,
 //! `drafts.safetensors` where there are drafts, and `experts-LLLLL.safetensors` for each layer. Gaps between experts, which the
 //! format does not allow, are tensors called `pad.N`. A file takes its name when it is whole and on the drive; `config.json`
-//! comes last, and without it the folder is no checkpoint. What is there already of an interrupted run is kept.
+//! comes last, and without it the folder is no checkpoint. What is there already of an interrupted run is kept. Shards name
+//! the original's files in their headers, so that a folder is never written to that has anything else's.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use fathom_kernels::FRAME_ALIGN;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::PAD;
+use crate::fingerprint::FileId;
 use crate::{Checkpoint, Error};
+
+const CONFIG: &str = "config.json";
+const INDEX: &str = "model.safetensors.index.json";
+/// Locked while a copy is being written. It stays: whoever removed it might remove it from under another run.
+const LOCK: &str = ".lock";
 
 /// The longest file beside the shards that is copied along, in bytes: tokenizers have some 10 MB.
 const MAX_OTHER: u64 = 256 << 20;
@@ -47,7 +54,8 @@ impl Checkpoint {
     /// `progress` is told bytes done and bytes in all.
     ///
     /// # Errors
-    /// Something cannot be read or written, or `out` is a checkpoint of another model.
+    /// Something cannot be read or written, the original changes meanwhile, `out` has another model's files or another copy
+    /// of this one, or another run writes to it.
     pub fn pack(&self, source: &Path, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Packed, Error> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -56,10 +64,21 @@ impl Checkpoint {
         fs::create_dir_all(out).map_err(failed(out))?;
         let real = |path: &Path| path.canonicalize().map_err(failed(path));
         if real(out)? == real(source)? {
-            let problem = "is the model's own folder; name another".to_owned();
-            return Err(Error::File { path: out.to_owned(), problem });
+            return Err(refused(out, "is the model's own folder; name another"));
         }
         let shards = self.packed_shards()?;
+        // Before anything is put there, even a lock; and again when no other run can be at it.
+        self.check_folder(out)?;
+        let _lock = lock(out)?;
+        self.check_folder(out)?;
+        self.check_source()?;
+        if !shards.iter().all(|shard| is_there(&out.join(&shard.name), shard)) {
+            // They would make a checkpoint of what is replaced and what is not yet.
+            for name in [CONFIG, INDEX] {
+                remove(&out.join(name)).map_err(failed(&out.join(name)))?;
+            }
+            sync_folder(out).map_err(failed(out))?;
+        }
         let total = shards.iter().map(|shard| shard.bytes).sum();
         let (mut done, mut kept) = (0, 0);
         for shard in &shards {
@@ -82,11 +101,74 @@ impl Checkpoint {
         }
         let index = json!({"metadata": {"total_size": self.weight_bytes()}, "weight_map": weight_map});
         others(source, out)?;
-        whole(&out.join("model.safetensors.index.json"), |file| file.write_all(index.to_string().as_bytes()))?;
-        let config = source.join("config.json");
-        let config = fs::read(&config).map_err(|cause| Error::Read { path: config, cause })?;
-        whole(&out.join("config.json"), |file| file.write_all(&config))?;
+        whole(&out.join(INDEX), |file| Ok(file.write_all(index.to_string().as_bytes())?))?;
+        let path = source.join(CONFIG);
+        let config = fs::read(&path).map_err(|cause| Error::Read { path: path.clone(), cause })?;
+        if *blake3::hash(&config).as_bytes() != self.config_hash {
+            return Err(changed(&path));
+        }
+        whole(&out.join(CONFIG), |file| {
+            file.write_all(&config)?;
+            Ok(self.check_source()?)
+        })?;
         Ok(Packed { bytes: total, kept })
+    }
+
+    /// Bytes that [`Checkpoint::pack`] would still have to find room for in `out`, which need not be there.
+    ///
+    /// # Errors
+    /// The copy's layout cannot be made.
+    pub fn pack_needs(&self, out: &Path) -> Result<u64, Error> {
+        let needs = |shard: &Shard| {
+            let path = out.join(&shard.name);
+            // What an interrupted run left of a file makes way before the file is begun again.
+            let left = fs::symlink_metadata(partial(&path)).map_or(0, |m| m.len());
+            if is_there(&path, shard) { 0 } else { shard.bytes.saturating_sub(left) }
+        };
+        Ok(self.packed_shards()?.iter().map(needs).sum())
+    }
+
+    /// What `out` has of checkpoints was packed from these very files.
+    fn check_folder(&self, out: &Path) -> Result<(), Error> {
+        let read = |path: &Path| {
+            let path = path.to_owned();
+            move |cause| Error::Read { path, cause }
+        };
+        let key = self.source_key();
+        let foreign = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().display();
+            let problem = format!("has a {name} that is not of a packed copy; name another folder, or empty this one");
+            Err(refused(out, &problem))
+        };
+        let (mut copied, mut described) = (false, None);
+        for entry in fs::read_dir(out).map_err(read(out))? {
+            let path = entry.map_err(read(out))?.path();
+            let name = path.file_name().unwrap_or_default();
+            if name == CONFIG || name == INDEX {
+                described = Some(path);
+            } else if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
+                match packed_from(&path).map_err(read(&path))? {
+                    Some(other) if other == key.as_bytes() => copied = true,
+                    Some(_) => {
+                        let problem = "has a copy of another model, or of this one before its files changed; \
+                                       delete that, or name another folder";
+                        return Err(refused(out, problem));
+                    }
+                    None => return foreign(&path),
+                }
+            }
+        }
+        // A copy's own come after its shards.
+        described.filter(|_| !copied).map_or(Ok(()), |path| foreign(&path))
+    }
+
+    /// The original's files are those that were opened, as they were then.
+    fn check_source(&self) -> Result<(), Error> {
+        let now = |path: &Path| FileId::of(&File::open(path).ok()?);
+        match self.shards.iter().find(|shard| shard.id.is_some() && now(&shard.path) != shard.id) {
+            None => Ok(()),
+            Some(shard) => Err(changed(&shard.path)),
+        }
     }
 
     /// Tensors by shard, in the order in which they are read.
@@ -165,72 +247,128 @@ impl Checkpoint {
 
     fn write_shard(&self, path: &Path, shard: &Shard, progress: &mut dyn FnMut(u64)) -> Result<(), Error> {
         let mut done = shard.header.len() as u64;
-        let mut failed = None;
-        let written = whole(path, |file| {
+        whole(path, |file| {
             file.write_all(&shard.header)?;
             for part in &shard.parts {
-                let copied = match part {
-                    Part::Pad(bytes) => file.write_all(&vec![0; *bytes]).map_err(Copy::Write),
+                match part {
+                    Part::Pad(bytes) => file.write_all(&vec![0; *bytes])?,
                     Part::Tensor(name) => self.read_parts(name, |_, bytes| {
-                        file.write_all(bytes).map_err(Copy::Write)?;
+                        file.write_all(bytes)?;
                         done += bytes.len() as u64;
                         progress(done);
-                        Ok(())
-                    }),
-                };
-                match copied {
-                    Ok(()) => {}
-                    Err(Copy::Write(e)) => return Err(e),
-                    Err(Copy::Read(e)) => {
-                        failed = Some(e);
-                        return Err(io::Error::other("the original"));
-                    }
+                        Ok::<_, Failed>(())
+                    })?,
                 }
             }
-            Ok(())
-        });
-        failed.map_or(written, Err)
+            // What was read above is of one state of the original.
+            Ok(self.check_source()?)
+        })
     }
 }
 
 /// Which end of a copy failed.
-enum Copy {
+enum Failed {
     Read(Error),
     Write(io::Error),
 }
 
-impl From<Error> for Copy {
+impl From<Error> for Failed {
     fn from(e: Error) -> Self {
-        Copy::Read(e)
+        Failed::Read(e)
     }
+}
+
+impl From<io::Error> for Failed {
+    fn from(e: io::Error) -> Self {
+        Failed::Write(e)
+    }
+}
+
+fn refused(path: &Path, problem: &str) -> Error {
+    Error::File { path: path.to_owned(), problem: problem.to_owned() }
+}
+
+fn changed(path: &Path) -> Error {
+    refused(
+        path,
+        "changed while it was being copied; delete the copy and begin it again when nothing writes to the model",
+    )
+}
+
+/// Keeps other runs out of a folder for as long as the file is open.
+fn lock(out: &Path) -> Result<File, Error> {
+    let path = out.join(LOCK);
+    let failed = |cause| Error::Write { path: path.clone(), cause };
+    let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(refused(out, "is being written by another fathom pack; wait for that, or name another folder"))
+        }
+        Err(TryLockError::Error(cause)) => Err(failed(cause)),
+    }
+}
+
+/// What a packed shard says that it was packed from: its header begins with that.
+fn packed_from(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    const BEGIN: &[u8] = br#"{"__metadata__":{"packed_from":""#;
+    const KEY: usize = 2 * blake3::OUT_LEN;
+    let mut begin = Vec::new();
+    File::open(path)?.take((8 + BEGIN.len() + KEY) as u64).read_to_end(&mut begin)?;
+    let key = begin.get(8..).and_then(|text| text.strip_prefix(BEGIN));
+    Ok(key.filter(|key| key.len() == KEY).map(<[u8]>::to_vec))
 }
 
 /// Whether a file is there, whole, from the same original: it has its name only once it is.
 fn is_there(path: &Path, shard: &Shard) -> bool {
     let header = || {
         let mut found = vec![0; shard.header.len()];
-        io::Read::read_exact(&mut File::open(path)?, &mut found)?;
+        File::open(path)?.read_exact(&mut found)?;
         Ok::<_, io::Error>(found)
     };
     fs::metadata(path).is_ok_and(|m| m.len() == shard.bytes) && header().is_ok_and(|found| found == shard.header)
 }
 
-/// Writes a file that takes its name when all of it is on the drive.
-fn whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), Error> {
+/// What a file is called until it is whole.
+fn partial(path: &Path) -> PathBuf {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
-    let partial = PathBuf::from(partial);
+    partial.into()
+}
+
+/// Writes a file that takes its name when all of it is on the drive.
+fn whole(path: &Path, write: impl FnOnce(&mut File) -> Result<(), Failed>) -> Result<(), Error> {
+    let partial = partial(path);
     let written = || {
-        let mut file = File::create(&partial)?;
+        // What a killed run left is unlinked, never written into: somebody may have it open.
+        remove(&partial)?;
+        let mut file = File::create_new(&partial)?;
         write(&mut file)?;
         file.sync_all()?;
         fs::rename(&partial, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        sync_folder(path.parent().unwrap_or(Path::new(".")))?;
+        Ok(())
     };
-    written().map_err(|cause| {
+    written().map_err(|failed| {
         let _ = fs::remove_file(&partial);
-        Error::Write { path: path.to_owned(), cause }
+        match failed {
+            Failed::Read(e) => e,
+            Failed::Write(cause) => Error::Write { path: path.to_owned(), cause },
+        }
     })
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Puts on the drive which names a folder has.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 /// Copies what else is in the model's folder: tokenizers, licences.
@@ -242,11 +380,13 @@ fn others(source: &Path, out: &Path) -> Result<(), Error> {
     for entry in fs::read_dir(source).map_err(read(source))? {
         let path = entry.map_err(read(source))?.path();
         let name = path.file_name().unwrap_or_default().to_owned();
-        let shard = path.extension().is_some_and(|e| e == "safetensors") || name == "model.safetensors.index.json";
+        // Our own, and what belongs to whoever writes to the original.
+        let not = [CONFIG, INDEX, LOCK].iter().any(|not| name == *not)
+            || path.extension().is_some_and(|e| e == "safetensors" || e == "partial");
         let small = fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_OTHER);
-        if small && !shard && name != "config.json" {
+        if small && !not {
             let bytes = fs::read(&path).map_err(read(&path))?;
-            whole(&out.join(name), |file| file.write_all(&bytes))?;
+            whole(&out.join(name), |file| Ok(file.write_all(&bytes)?))?;
         }
     }
     Ok(())
@@ -295,5 +435,135 @@ mod tests {
         let message =
             Checkpoint::open(here.path()).unwrap().pack(here.path(), here.path(), &mut |_, _| ()).unwrap_err();
         assert!(message.to_string().contains("own folder"), "{message}");
+    }
+
+    /// A model's folder, its files last written at a time that is the same for all.
+    fn model(seed: u64) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        Synth::tiny(seed).write(folder.path()).unwrap();
+        touch(&folder.path().join("model.safetensors"), 1);
+        folder
+    }
+
+    fn touch(path: &Path, seconds: u64) {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+    }
+
+    fn pack(source: &Path, out: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Packed, String> {
+        let packed = Checkpoint::open(source).unwrap().pack(source, out, &mut progress);
+        packed.map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_interrupted_repack_is_no_checkpoint() {
+        // Two models that nothing tells apart but their bits.
+        let (a, b, there) = (model(1), model(2), tempfile::tempdir().unwrap());
+        let out = there.path().join("out");
+        pack(a.path(), &out, |_, _| ()).unwrap();
+        for name in ["dense.safetensors", "experts-00003.safetensors"] {
+            File::options().write(true).open(out.join(name)).unwrap().set_len(9000).unwrap();
+        }
+        let source = File::options().write(true).open(b.path().join("model.safetensors")).unwrap();
+        let mut replaced = false;
+        let message = pack(b.path(), &out, |_, _| {
+            if is_whole(&out.join("dense.safetensors")) {
+                replaced = true;
+                source.set_len(0).unwrap();
+            }
+        });
+        assert!(replaced && message.clone().unwrap_err().contains("model.safetensors"), "{message:?}");
+        let message = Checkpoint::open(&out).unwrap_err().to_string();
+        assert!(message.contains("config.json"), "{message}");
+        assert!(!out.join(INDEX).exists());
+    }
+
+    fn is_whole(path: &Path) -> bool {
+        fs::metadata(path).unwrap().len() > 9000
+    }
+
+    #[test]
+    fn one_run_at_a_time_writes_to_a_folder() {
+        let (a, there) = (model(1), tempfile::tempdir().unwrap());
+        let held = lock(there.path()).unwrap();
+        let message = pack(a.path(), there.path(), |_, _| ()).unwrap_err();
+        assert!(message.contains("another fathom pack"), "{message}");
+        drop(held);
+        // What was there under a name of ours, and open, is not written into.
+        let old = there.path().join("dense.safetensors.partial");
+        fs::write(&old, "old").unwrap();
+        let mut open = File::open(&old).unwrap();
+        pack(a.path(), there.path(), |_, _| ()).unwrap();
+        let mut text = String::new();
+        open.read_to_string(&mut text).unwrap();
+        assert!(text == "old" && !old.exists());
+        // A copy of a copy has a lock of its own.
+        let second = tempfile::tempdir().unwrap();
+        pack(there.path(), second.path(), |_, _| ()).unwrap();
+        Checkpoint::open(second.path()).unwrap();
+    }
+
+    #[test]
+    fn an_original_that_changes_is_not_copied() {
+        for (name, at_the_end) in [("model.safetensors", false), ("model.safetensors", true), ("config.json", true)] {
+            let (a, there) = (model(1), tempfile::tempdir().unwrap());
+            let (out, path) = (there.path().join("out"), a.path().join(name));
+            let mut writes = 0;
+            let message = pack(a.path(), &out, |done, total| {
+                if writes == 0 && (done == total || !at_the_end) {
+                    writes += 1;
+                    let mut bytes = fs::read(&path).unwrap();
+                    bytes.push(b' ');
+                    fs::write(&path, &bytes).unwrap();
+                }
+            });
+            let message = message.unwrap_err();
+            assert!(message.contains(name) && message.contains("changed while"), "{message}");
+            assert!(!out.join("config.json").exists());
+            assert_eq!(out.join("dense.safetensors").exists(), at_the_end);
+        }
+    }
+
+    #[test]
+    fn what_is_another_models_stays() {
+        let (a, b, there) = (model(1), model(2), tempfile::tempdir().unwrap());
+        touch(&b.path().join("model.safetensors"), 2);
+        let read = |name: &str| fs::read(b.path().join(name)).unwrap();
+        let before = (read("config.json"), read("model.safetensors"));
+        let message = pack(a.path(), b.path(), |_, _| ()).unwrap_err();
+        assert!(message.contains("not of a packed copy; name another folder"), "{message}");
+        assert!(before == (read("config.json"), read("model.safetensors")) && !b.path().join(LOCK).exists());
+
+        let out = there.path().join("out");
+        pack(a.path(), &out, |_, _| ()).unwrap();
+        let message = pack(b.path(), &out, |_, _| ()).unwrap_err();
+        assert!(message.contains("copy of another model") && message.contains("delete"), "{message}");
+        Checkpoint::open(&out).unwrap();
+        let again = pack(a.path(), &out, |_, _| ()).unwrap();
+        assert_eq!(again.kept, again.bytes);
+
+        for name in ["config.json", INDEX, "other.safetensors"] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(name), "{}").unwrap();
+            let message = pack(a.path(), folder.path(), |_, _| ()).unwrap_err();
+            assert!(message.contains(name), "{message}");
+        }
+    }
+
+    #[test]
+    fn needs_what_is_not_there_of_the_copy() {
+        let (a, there) = (model(1), tempfile::tempdir().unwrap());
+        let checkpoint = Checkpoint::open(a.path()).unwrap();
+        let all = checkpoint.pack_needs(&there.path().join("none")).unwrap();
+        assert!(all > checkpoint.weight_bytes());
+        fs::write(there.path().join("film.mkv"), vec![0; 1 << 20]).unwrap();
+        assert_eq!(checkpoint.pack_needs(there.path()).unwrap(), all);
+        let packed = checkpoint.pack(a.path(), there.path(), &mut |_, _| ()).unwrap();
+        assert_eq!((packed.bytes, checkpoint.pack_needs(there.path()).unwrap()), (all, 0));
+        let dense = there.path().join("dense.safetensors");
+        let bytes = fs::metadata(&dense).unwrap().len();
+        fs::rename(&dense, partial(&dense)).unwrap();
+        File::options().write(true).open(partial(&dense)).unwrap().set_len(bytes - 1).unwrap();
+        assert_eq!(checkpoint.pack_needs(there.path()).unwrap(), 1);
     }
 }

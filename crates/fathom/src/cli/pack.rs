@@ -37,18 +37,18 @@ pub fn pack(args: &Args) -> Outcome {
 }
 
 /// Whether the drive has room, told before hours of writing rather than after.
-fn room(checkpoint: &Checkpoint, args: &Args) -> Result<(), String> {
+fn room(checkpoint: &Checkpoint, args: &Args) -> Outcome {
     let there = args.out.ancestors().find(|folder| folder.is_dir());
     let Some(free) = there.and_then(|folder| rustix::fs::statvfs(folder).ok()).map(|fs| fs.f_bavail * fs.f_frsize)
     else {
         return Ok(());
     };
-    let files = std::fs::read_dir(&args.out).into_iter().flatten().flatten();
-    let has: u64 = files.filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum();
-    let wants = checkpoint.weight_bytes().saturating_sub(has);
+    let wants = checkpoint.pack_needs(&args.out)?;
     if free < wants {
         let out = args.out.display();
-        return Err(format!("{out}: its drive has {} free, but the copy takes {} more", human(free), human(wants)));
+        return Err(
+            format!("{out}: its drive has {} free, but the copy takes {} more", human(free), human(wants)).into()
+        );
     }
     Ok(())
 }

@@ -21,16 +21,16 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Shape::V4Flash)]
     model: Shape,
     /// Tokens to draw; the first half fills the cache and does not count
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = tokens)]
     tokens: usize,
     /// s of the experts' popularity, 1 ÷ rankˢ
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, value_parser = at_least_0)]
     skew: f64,
     /// The chance that a slot goes where one of the token before went
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = 0.1, value_parser = part)]
     locality: f64,
     /// The chance that a guess of the next layer's experts is right
-    #[arg(long, default_value_t = 0.75)]
+    #[arg(long, default_value_t = 0.75, value_parser = part)]
     guess: f64,
     /// Memory for experts [default: what the recorded run had; for a model a table of machines]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
@@ -39,25 +39,25 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Keep::Scores)]
     keep: Keep,
     /// Drives
-    #[arg(long, default_value_t = 1)]
-    drives: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    drives: u32,
     /// GB/s that a drive gives
-    #[arg(long, default_value_t = 7.0)]
+    #[arg(long, default_value_t = 7.0, value_parser = more_than_0)]
     drive_gbps: f64,
     /// Microseconds from asking a drive to its first byte
-    #[arg(long, default_value_t = 100.0)]
+    #[arg(long, default_value_t = 100.0, value_parser = at_least_0)]
     latency_us: f64,
     /// Milliseconds of computing that reading a GB takes away
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = at_least_0)]
     read_cost_ms: f64,
     /// Milliseconds that a token takes with all in memory [default: from --memory-gbps]
-    #[arg(long)]
+    #[arg(long, value_parser = more_than_0)]
     token_ms: Option<f64>,
     /// The part of those that routed experts take
-    #[arg(long, default_value_t = 0.3)]
+    #[arg(long, default_value_t = 0.3, value_parser = part)]
     experts_part: f64,
     /// GB/s that memory gives
-    #[arg(long, default_value_t = 80.0)]
+    #[arg(long, default_value_t = 80.0, value_parser = more_than_0)]
     memory_gbps: f64,
     /// Passes at the start that do not count [default: half of a drawn trace, and those that read a prompt of a recorded one]
     #[arg(long)]
@@ -65,6 +65,29 @@ pub struct Args {
     /// One JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// A number within bounds that `what` says.
+fn number(text: &str, what: &str, fits: impl Fn(f64) -> bool) -> Result<f64, String> {
+    text.parse().ok().filter(|n: &f64| n.is_finite() && fits(*n)).ok_or_else(|| format!("it must be {what}"))
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 to 1", |n| (0.0..=1.0).contains(&n))
+}
+
+fn at_least_0(text: &str) -> Result<f64, String> {
+    number(text, "a number that is not less than 0", |n| n >= 0.0)
+}
+
+fn more_than_0(text: &str) -> Result<f64, String> {
+    number(text, "a number that is more than 0", |n| n > 0.0)
+}
+
+/// A trace that is drawn is in memory.
+fn tokens(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1 << 20;
+    text.parse().ok().filter(|n| (1..=MOST).contains(n)).ok_or_else(|| format!("it must be a number from 1 to {MOST}"))
 }
 
 /// A model's sizes.
@@ -118,16 +141,7 @@ impl Args {
 
 /// Replays a trace, or draws one and shows a table of machines.
 pub fn simulate(args: &Args) -> Outcome {
-    if !(args.drive_gbps > 0.0 && args.memory_gbps > 0.0 && args.drives > 0) {
-        return Err("--drives, --drive-gbps and --memory-gbps must be more than 0".into());
-    }
-    if !(args.latency_us >= 0.0 && args.read_cost_ms >= 0.0) {
-        return Err("--latency-us and --read-cost-ms must not be less than 0".into());
-    }
-    if args.tokens == 0 || args.tokens > 1 << 20 {
-        return Err(format!("--tokens is {}; it must be 1 to {}", args.tokens, 1 << 20).into());
-    }
-    let bandwidth = args.drives as f64 * args.drive_gbps * 1e9;
+    let bandwidth = f64::from(args.drives) * args.drive_gbps * 1e9;
     if let Some(path) = &args.trace {
         let trace = Trace::read(path)?;
         let about = &trace.about;
@@ -136,13 +150,13 @@ pub fn simulate(args: &Args) -> Outcome {
         let prompt = trace.demands.iter().filter(|demand| demand.layer == 0 && demand.rows > 1).count() as u64;
         let machine = args.machine(about, token, args.experts_part, bandwidth);
         let room = args.experts.map_or(about.room, |bytes| (bytes / about.expert_bytes.max(1)) as usize);
-        return report(args, &trace, room, &machine, args.skip.unwrap_or(prompt));
+        return report(args, &trace, room, &machine, skipped(args, &trace, prompt)?);
     }
     let about = args.model.about();
     let drawn = Synthetic { tokens: args.tokens, skew: args.skew, locality: args.locality, guess: args.guess, seed: 1 };
     let trace = drawn.trace(about);
     let about = &trace.about;
-    let skip = args.skip.unwrap_or(args.tokens as u64 / 2);
+    let skip = skipped(args, &trace, args.tokens as u64 / 2)?;
     match args.experts {
         Some(bytes) => {
             let machine = match args.token_ms {
@@ -152,6 +166,21 @@ pub fn simulate(args: &Args) -> Outcome {
             report(args, &trace, (bytes / about.expert_bytes) as usize, &machine, skip)
         }
         None => table(args, &trace, skip),
+    }
+}
+
+/// Passes at the start that do not count, of which there must be fewer than there are passes.
+fn skipped(args: &Args, trace: &Trace, otherwise: u64) -> Result<u64, String> {
+    let passes = trace.passes();
+    match args.skip {
+        Some(skip) if skip >= passes => {
+            Err(format!("--skip is {skip}, but the trace has {passes} passes; of those some must count"))
+        }
+        None if otherwise >= passes => {
+            let problem = "nothing of the trace counts, as all its passes read a prompt";
+            Err(format!("{problem}; record some tokens of an answer, or give --skip 0 to count them"))
+        }
+        given => Ok(given.unwrap_or(otherwise)),
     }
 }
 
@@ -239,4 +268,27 @@ fn table(args: &Args, trace: &Trace, skip: u64) -> Outcome {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_within_bounds() {
+        for text in ["0", "1", "0.5"] {
+            assert!(part(text).is_ok() && at_least_0(text).is_ok(), "{text}");
+        }
+        assert!(at_least_0("70").is_ok() && more_than_0("1e-3").is_ok() && tokens("1048576").is_ok());
+        for text in ["-0.1", "1.1", "nan", "inf", "", "x"] {
+            assert!(part(text).is_err(), "{text}");
+        }
+        for text in ["-1", "nan", "inf", "1e999", "x"] {
+            assert!(at_least_0(text).is_err() && more_than_0(text).is_err(), "{text}");
+        }
+        assert!(more_than_0("0").is_err());
+        for text in ["0", "-1", "1048577", "x"] {
+            assert!(tokens(text).is_err(), "{text}");
+        }
+    }
 }

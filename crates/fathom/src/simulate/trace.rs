@@ -1,6 +1,6 @@
 //! What a run demands: recorded, or drawn at random.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -61,35 +61,94 @@ pub struct Trace {
 
 /// The most lines of a trace: a million tokens of V4-Pro.
 const MOST: usize = 61 << 20;
+/// The longest line, in bytes; the first has a count for each expert.
+const LONGEST: u64 = 64 << 20;
+/// The most experts of a model, in all layers together, as in its configuration.
+const MAX_EXPERTS: usize = 1 << 20;
+/// The most tokens of a pass, and the most bytes of an expert: some hundred times what there is.
+const MAX_ROWS: usize = 1 << 20;
+const MAX_BYTES: u64 = 1 << 32;
+
+impl About {
+    /// What no model has.
+    fn problem(&self) -> Option<String> {
+        let About { layers, experts, slots, .. } = *self;
+        if layers == 0 || experts == 0 || layers.saturating_mul(experts) > MAX_EXPERTS {
+            return Some(format!("has {layers} layers of {experts} experts; it must be 1 to {MAX_EXPERTS} in all"));
+        }
+        if slots == 0 || slots > experts {
+            return Some(format!("has {slots} slots for {experts} experts; it must be 1 to {experts}"));
+        }
+        if self.expert_bytes == 0 || self.expert_bytes > MAX_BYTES {
+            return Some(format!("has {} bytes for an expert; it must be 1 to {MAX_BYTES}", self.expert_bytes));
+        }
+        if !(self.half_life > 0.0 && self.half_life.is_finite()) {
+            return Some(format!("has a half-life of {}; it must be more than 0", self.half_life));
+        }
+        let wrong = self.counts.iter().find(|count| !(**count >= 0.0 && count.is_finite()));
+        wrong.map(|count| format!("has a count of {count}; none may be less than 0"))
+    }
+
+    /// What this model does not demand.
+    fn problem_of(&self, demand: &Demand) -> Option<String> {
+        let known = |all: &[u32]| all.iter().all(|&expert| (expert as usize) < self.experts);
+        if demand.layer >= self.layers || !known(&demand.experts) || !known(&demand.guessed) {
+            return Some("a layer or an expert that the model does not have".into());
+        }
+        if demand.tokens.len() != demand.experts.len() {
+            return Some("experts and tokens differ in length".into());
+        }
+        if demand.rows == 0 || demand.rows > MAX_ROWS || demand.tokens.iter().any(|&tokens| tokens > demand.rows) {
+            return Some(format!("has {} rows; it must be 1 to {MAX_ROWS}, and no expert gets more", demand.rows));
+        }
+        None
+    }
+}
 
 impl Trace {
-    /// Reads a recorded trace.
+    /// Reads a recorded trace. A last line that is not whole, as a killed run leaves it, is left out.
     ///
     /// # Errors
     /// What is wrong with the file, by line.
     pub fn read(path: &Path) -> Result<Trace, String> {
         let name = path.display();
         let file = std::fs::File::open(path).map_err(|e| format!("cannot read {name}: {e}"))?;
-        let mut lines = BufReader::new(file).lines().take(MOST).enumerate();
+        let mut file = BufReader::new(file);
         let at = |n: usize, e: &dyn std::fmt::Display| format!("{name}, line {}: {e}", n + 1);
-        let Some((_, first)) = lines.next() else { return Err(format!("{name}: is empty; record it with --trace")) };
-        let about: About = serde_json::from_str(&first.map_err(|e| at(0, &e))?).map_err(|e| at(0, &e))?;
-        if about.layers == 0 || about.layers > 4096 || about.experts == 0 || about.experts > 1 << 16 {
-            return Err(at(0, &"layers and experts must be those of a model"));
+        let mut line = Vec::new();
+        let mut next = |n: usize, line: &mut Vec<u8>| {
+            line.clear();
+            let length = file.by_ref().take(LONGEST).read_until(b'\n', line).map_err(|e| at(n, &e))?;
+            if length as u64 == LONGEST { Err(at(n, &"is too long for a trace")) } else { Ok(length) }
+        };
+        if next(0, &mut line)? == 0 {
+            return Err(format!("{name}: is empty; record it with --trace"));
+        }
+        let about: About = serde_json::from_slice(&line).map_err(|e| at(0, &e))?;
+        if let Some(problem) = about.problem() {
+            return Err(at(0, &problem));
         }
         let mut demands = Vec::new();
-        for (n, line) in lines {
-            let demand: Demand = serde_json::from_str(&line.map_err(|e| at(n, &e))?).map_err(|e| at(n, &e))?;
-            let known = |all: &[u32]| all.iter().all(|&expert| (expert as usize) < about.experts);
-            if demand.layer >= about.layers || !known(&demand.experts) || !known(&demand.guessed) {
-                return Err(at(n, &"a layer or an expert that the model does not have"));
+        for n in 1..MOST {
+            if next(n, &mut line)? == 0 {
+                break;
             }
-            if demand.tokens.len() != demand.experts.len() {
-                return Err(at(n, &"experts and tokens differ in length"));
+            let demand: Demand = match serde_json::from_slice(&line) {
+                Ok(demand) => demand,
+                Err(_) if !line.ends_with(b"\n") => break,
+                Err(e) => return Err(at(n, &e)),
+            };
+            if let Some(problem) = about.problem_of(&demand) {
+                return Err(at(n, &problem));
             }
             demands.push(demand);
         }
         Ok(Trace { about, demands })
+    }
+
+    /// How many passes there are.
+    pub fn passes(&self) -> u64 {
+        self.demands.chunk_by(|a, b| a.pass == b.pass).count() as u64
     }
 }
 
@@ -223,6 +282,67 @@ mod tests {
         }
         std::fs::write(&path, "").unwrap();
         assert!(Trace::read(&path).unwrap_err().contains("is empty"));
+    }
+
+    #[test]
+    fn models_that_cannot_be_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace");
+        let fine = [("layers", "2"), ("experts", "4"), ("slots", "1"), ("hash_layers", "0"), ("expert_bytes", "5")];
+        let read = |field: &str, value: &str| {
+            let mut about: std::collections::BTreeMap<&str, &str> = fine.into_iter().collect();
+            about.insert(field, value);
+            let fields: Vec<String> = about.iter().map(|(field, value)| format!("\"{field}\":{value}")).collect();
+            std::fs::write(&path, format!("{{{}}}\n", fields.join(","))).unwrap();
+            Trace::read(&path)
+        };
+        for (field, value) in fine {
+            assert!(read(field, value).is_ok());
+        }
+        assert!(read("layers", "262144").is_ok() && read("slots", "4").is_ok());
+        for (field, value) in [
+            ("layers", "0"),
+            ("layers", "262145"),
+            ("experts", "0"),
+            ("experts", "18446744073709551615"),
+            ("slots", "0"),
+            ("slots", "5"),
+            ("expert_bytes", "0"),
+            ("expert_bytes", "18446744073709551615"),
+            ("half_life", "0"),
+            ("half_life", "-1"),
+            ("counts", "[-1]"),
+        ] {
+            let message = read(field, value).unwrap_err();
+            assert!(message.contains("line 1: has"), "{field} {value}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_last_line_that_was_cut_short_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace");
+        let about = r#"{"layers":2,"experts":4,"slots":1,"hash_layers":0,"expert_bytes":5}"#;
+        let line = r#"{"pass":7,"layer":0,"rows":2,"experts":[1],"tokens":[2],"guessed":[]}"#;
+        let read = |text: String| {
+            std::fs::write(&path, text).unwrap();
+            Trace::read(&path)
+        };
+        for end in 0..line.len() {
+            let trace = read(format!("{about}\n{line}\n{}", &line[..end])).unwrap();
+            assert_eq!((trace.demands.len(), trace.passes()), (1, 1), "{end}");
+        }
+        // All but the line's end: nothing of it is missing.
+        assert_eq!(read(format!("{about}\n{line}\n{line}")).unwrap().demands.len(), 2);
+        // In the middle it is no accident.
+        let message = read(format!("{about}\n{}\n{line}\n", &line[..20])).unwrap_err();
+        assert!(message.contains("line 2"), "{message}");
+        for (wrong, right) in [("[2]", "[3]"), ("\"rows\":2", "\"rows\":0"), ("\"rows\":2", "\"rows\":99999999")] {
+            let message = read(format!("{about}\n{}\n", line.replace(wrong, right))).unwrap_err();
+            assert!(message.contains("line 2: has") && message.contains("rows"), "{message}");
+        }
+        assert!(read(about[..30].into()).unwrap_err().contains("line 1"));
+        assert_eq!(read(format!("{about}\n")).unwrap().passes(), 0);
     }
 
     #[test]
