@@ -278,3 +278,27 @@ fn counts_warm_the_next_start() {
     let stats = second.streaming().unwrap().stats();
     assert!(stats.held == stats.room && stats.decode.hits > 0, "{stats:?}");
 }
+
+/// A shard may lose its name and get it back. What is done to it while it has another is seen all the same.
+#[test]
+fn a_shard_that_is_renamed_and_then_changed() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (synth, model) = some_room(folder.path(), StreamOptions::default());
+    let prompt = tokens(&mut Random::new(1), 512, 100);
+    let want =
+        all(&Model::load(cpu(Profile::Native), &synth.checkpoint().unwrap()).unwrap(), &prompt, 50, &[]).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let other = path.with_extension("old");
+    for (from, to) in [(&path, &other), (&other, &path), (&path, &other)] {
+        std::thread::sleep(Duration::from_millis(20));
+        fs::rename(from, to).unwrap();
+        assert!(all(&model, &prompt, 50, &[]).unwrap() == want);
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let file = File::options().write(true).open(&other).unwrap();
+    let before = file.metadata().unwrap().modified().unwrap();
+    file.write_all_at(&[1; 10], 200_000).unwrap();
+    file.set_modified(before).unwrap();
+    let message = all(&model, &prompt, 50, &[]).unwrap_err().to_string();
+    assert!(message.contains("its change time moved"), "{message}");
+}
