@@ -101,7 +101,7 @@ pub struct ExpertCache<D: Device> {
     state: Mutex<State<D>>,
     stats: Mutex<Stats>,
     about: String,
-    shape: ExpertShape,
+    places: Arc<Places>,
     guess: bool,
 }
 
@@ -219,13 +219,12 @@ impl<D: Device> ExpertCache<D> {
             Trace::new(&path, &about)
         });
         let about = reader.describe();
-        let shape = places.shape();
         let entry = |_| Entry { held: Held::No, wanted: false, soon: false, kept: false, ahead: None, read_in: 0 };
         let state = State {
             entries: (0..layers * experts).map(entry).collect(),
             reader,
             frames,
-            places,
+            places: Arc::clone(&places),
             policy,
             here: Vec::new(),
             pass: 0,
@@ -245,7 +244,7 @@ impl<D: Device> ExpertCache<D> {
             layer: None,
         };
         let stats = Mutex::new(state.stats);
-        Ok(ExpertCache { state: Mutex::new(state), stats, about, shape, guess: options.guess })
+        Ok(ExpertCache { state: Mutex::new(state), stats, about, places, guess: options.guess })
     }
 
     /// How experts are read, for people.
@@ -258,9 +257,9 @@ impl<D: Device> ExpertCache<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).reader.kind()
     }
 
-    /// What experts are to the arithmetic.
-    pub fn shape(&self) -> ExpertShape {
-        self.shape
+    /// What a layer's experts are to the arithmetic.
+    pub fn shape(&self, layer: usize) -> ExpertShape {
+        self.places.shape(layer)
     }
 
     /// Whether the next layer's experts should be guessed.
