@@ -59,6 +59,12 @@ pub enum Error {
         /// What is different.
         problem: String,
     },
+    /// A thread that reads experts could not be had.
+    #[error("cannot start a thread to read experts: {cause}; allow this user or container more threads")]
+    Thread {
+        /// What the system said.
+        cause: std::io::Error,
+    },
     /// Memory for experts could not be had.
     #[error(transparent)]
     Memory(#[from] fathom_kernels::Error),
