@@ -420,13 +420,24 @@ mod tests {
         }
     }
 
-    /// A ring beside the threads that a reader has, which are closed: so that a test has hold of it.
-    fn start(setting: &Setting) -> Option<(Arc<Shared>, i32, Bell, Receiver<Done>, JoinHandle<()>)> {
+    /// A ring that a test has hold of.
+    struct Running {
+        shared: Arc<Shared>,
+        fd: i32,
+        bell: Bell,
+        done: Receiver<Done>,
+        thread: JoinHandle<()>,
+    }
+
+    /// None where the system has no io_uring for us.
+    fn start(setting: &Setting) -> Option<Running> {
+        // What a reader shares with its threads, which have ended.
         let shared = Arc::clone(&setting.reader().shared);
         shared.lock().closed = false;
         let (ring, _, bell) = Ring::new(&shared, &setting.frames, true, 6)?;
         let (fd, (send, done)) = (ring.ring.as_raw_fd(), channel());
-        Some((shared, fd, bell, done, std::thread::spawn(move || ring.run(&send))))
+        let thread = std::thread::spawn(move || ring.run(&send));
+        Some(Running { shared, fd, bell, done, thread })
     }
 
     /// Whatever of it the kernel had when it stopped taking reads, all that was asked for comes out, read or failed, and what
@@ -435,7 +446,7 @@ mod tests {
     fn a_ring_that_fails_is_followed_by_a_thread() {
         let setting = Setting::new();
         for round in 0..30 {
-            let Some((shared, fd, bell, done, thread)) = start(&setting) else { return };
+            let Some(Running { shared, fd, bell, done, thread }) = start(&setting) else { return };
             let ask = || {
                 shared.lock().urgent.extend(setting.reads());
                 shared.changed.notify_all();
@@ -485,7 +496,7 @@ mod tests {
     fn rings_end() {
         let setting = Setting::new();
         for round in 0..100 {
-            let Some((shared, _, bell, done, thread)) = start(&setting) else { return };
+            let Some(Running { shared, bell, done, thread, .. }) = start(&setting) else { return };
             if round % 3 > 0 {
                 shared.lock().ahead.extend(setting.reads());
                 bell.ring();
