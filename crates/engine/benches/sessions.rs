@@ -32,7 +32,7 @@ struct Bench {
 fn flash() -> (Model<Cpu>, Subject) {
     let checkpoint = Synth::flash_state(1).checkpoint().expect("a checkpoint");
     let model = Model::load(Cpu::new(CpuOptions::default()).expect("a CPU"), &checkpoint).expect("a model");
-    let subject = subject(&model, checkpoint.fingerprint(None, &mut |_, _| {}));
+    let subject = subject(&model, checkpoint.fingerprint(None, true, &mut |_, _| {}).unwrap());
     (model, subject)
 }
 

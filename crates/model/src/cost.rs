@@ -56,7 +56,7 @@ impl<D: Device> Model<D> {
         let seen = |sees: &dyn Fn(usize) -> usize| (start + 1..=end).map(|p| sees(p) as f64).sum::<f64>();
 
         let mut all = Cost { bytes: n * self.embed.format.row_bytes(self.embed.cols) as f64, ..Cost::default() };
-        for block in &self.layers {
+        for (layer, block) in self.layers.iter().enumerate() {
             let (a, moe) = (&block.attention, &block.experts);
             for w in [&a.wq_a, &a.wq_b, &a.wkv, &a.wo_a, &a.wo_b, &moe.router] {
                 all += product(w, n);
@@ -68,7 +68,7 @@ impl<D: Device> Model<D> {
             let one = match (&moe.experts, &self.cache) {
                 (Experts::Here(all), _) => all.first().map(|first| expert(first, n * moe.slots as f64)),
                 (Experts::Streamed, cache) => cache.as_ref().map(|cache| {
-                    let ExpertShape { format, inter } = cache.shape();
+                    let ExpertShape { format, inter } = cache.shape(layer);
                     let matrix = |rows, cols| Matrix { format, rows, cols, data: (), scale: None };
                     let (up, down) = (matrix(inter, self.config.hidden_size), matrix(self.config.hidden_size, inter));
                     let n = n * moe.slots as f64;

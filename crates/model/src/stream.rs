@@ -77,7 +77,7 @@ impl<D: Device> Model<D> {
         let (pass, cache) = (pass.as_mut()?, self.cache.as_ref()?);
         let next = if layer + 1 < self.layers.len() { Some(layer + 1) } else { more.then_some(0) };
         let next = next.map(|next| (next, &self.layers[next]));
-        Some(Stream { pass, shape: cache.shape(), layer, next, guess: cache.guesses() })
+        Some(Stream { pass, shape: cache.shape(layer), layer, next, guess: cache.guesses() })
     }
 }
 

@@ -15,6 +15,7 @@ use fathom_weights::Checkpoint;
 use fathom_weights::experts::{Fault, ReaderKind, StreamOptions};
 use fathom_weights::synth::{Random, Synth};
 use proptest::prelude::*;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 fn cpu(profile: Profile) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(2), profile, ..CpuOptions::default() }).unwrap()
@@ -277,4 +278,71 @@ fn counts_warm_the_next_start() {
     all(&second, &prompt[..1], 1, &[]).unwrap();
     let stats = second.streaming().unwrap().stats();
     assert!(stats.held == stats.room && stats.decode.hits > 0, "{stats:?}");
+}
+
+/// A shard may lose its name and get it back. What is done to it while it has another is seen all the same.
+#[test]
+fn a_shard_that_is_renamed_and_then_changed() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (synth, model) = some_room(folder.path(), StreamOptions::default());
+    let prompt = tokens(&mut Random::new(1), 512, 100);
+    let want =
+        all(&Model::load(cpu(Profile::Native), &synth.checkpoint().unwrap()).unwrap(), &prompt, 50, &[]).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let other = path.with_extension("old");
+    for (from, to) in [(&path, &other), (&other, &path), (&path, &other)] {
+        std::thread::sleep(Duration::from_millis(20));
+        fs::rename(from, to).unwrap();
+        assert!(all(&model, &prompt, 50, &[]).unwrap() == want);
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let file = File::options().write(true).open(&other).unwrap();
+    let before = file.metadata().unwrap().modified().unwrap();
+    file.write_all_at(&[1; 10], 200_000).unwrap();
+    file.set_modified(before).unwrap();
+    let message = all(&model, &prompt, 50, &[]).unwrap_err().to_string();
+    assert!(message.contains("its change time moved"), "{message}");
+}
+
+/// A checkpoint's two halves: the tensors of one, but the routed experts of some layers those of another.
+fn mixed(folder: &Path, seed: u64, odd: &str) {
+    let synth = |dtype: &str| Synth::tiny(seed).set("n_routed_experts", 12).set("expert_dtype", dtype);
+    let files = ["fp4", odd].map(|dtype| {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        synth(dtype).write(folder.path()).unwrap();
+        fs::read(folder.path().join("model.safetensors")).unwrap()
+    });
+    synth("fp4").write(folder).unwrap();
+    let [fp4, other] = files.each_ref().map(|file| SafeTensors::deserialize(file).unwrap());
+    let is_odd = |name: &str| {
+        let layer = name.strip_prefix("layers.").and_then(|rest| rest.split_once(".ffn.experts."));
+        layer.is_some_and(|(layer, _)| layer.parse::<usize>().unwrap() % 2 == 1)
+    };
+    let from = |file: &SafeTensors, odd: bool| {
+        let tensors = file.iter().filter(|(name, _)| is_odd(name) == odd);
+        tensors
+            .map(|(name, view)| (name.to_owned(), view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+            .collect()
+    };
+    let mut all: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = from(&fp4, false);
+    all.extend::<Vec<_>>(from(&other, true));
+    let views =
+        all.iter().map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn layers_of_different_formats() {
+    for (odd, seed, profile) in [("fp8", 5, Profile::Native), ("bf16", 6, Profile::Native), ("fp8", 7, Profile::Exact)]
+    {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        mixed(folder.path(), seed, odd);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let prompt = tokens(&mut Random::new(seed), 512, 90);
+        let want = all(&Model::load(cpu(profile), &checkpoint).unwrap(), &prompt, 90, &[1, 2, 3]).unwrap();
+        let model = streamed(folder.path(), profile, 1 << 20, StreamOptions::default());
+        model.device().ledger().limit(Share::Scratch, model.scratch_bytes(40, 1));
+        assert!(all(&model, &prompt, 40, &[1, 2, 3]).unwrap() == want, "{odd}");
+        assert!(model.streaming().unwrap().stats().read_bytes > 0);
+    }
 }

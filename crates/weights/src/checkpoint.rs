@@ -4,14 +4,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use fathom_kernels::{Format, Matrix};
 use safetensors::tensor::Dtype;
 
-use crate::fingerprint::FileId;
 use crate::layout::{self, Shape};
 use crate::names::official;
 use crate::shard::{self, Entry, Shard};
@@ -69,7 +67,7 @@ impl Checkpoint {
         let mut shards = Vec::new();
         for path in files {
             let (bytes, file) = mapping::map(&path)?;
-            shards.push(Shard { path, bytes, id: FileId::of(&file), file: Some(file) });
+            shards.push(Shard::mapped(path, bytes, file));
         }
         Checkpoint::new(parsed, &config, shards, index)
     }
@@ -311,14 +309,12 @@ impl Checkpoint {
     /// A tensor's bytes, copied: what is read of a file this way is not mapped, and nobody else's change can reach it later.
     ///
     /// # Errors
-    /// There is no such tensor, or it cannot be read.
+    /// There is no such tensor, it cannot be read, or its file is not what it was when it was opened.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let entry = self.entry(name)?;
         let (shard, (from, to)) = (&self.shards[entry.shard as usize], entry.range);
-        let Some(file) = &shard.file else { return Ok(shard.bytes[from..to].to_vec()) };
         let mut bytes = vec![0; to - from];
-        let read = file.read_exact_at(&mut bytes, from as u64);
-        read.map_err(|cause| Error::Read { path: shard.path.clone(), cause })?;
+        shard.read(from, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -334,15 +330,7 @@ impl Checkpoint {
         const PART: usize = 8 << 20;
         let entry = self.entry(name)?;
         let (shard, (from, to)) = (&self.shards[entry.shard as usize], entry.range);
-        let Some(file) = &shard.file else { return part(0, &shard.bytes[from..to]) };
-        let mut bytes = vec![0; PART.min(to - from)];
-        for at in (from..to).step_by(PART) {
-            let some = &mut bytes[..PART.min(to - at)];
-            let read = file.read_exact_at(some, at as u64);
-            read.map_err(|cause| Error::Read { path: shard.path.clone(), cause })?;
-            part(at - from, some)?;
-        }
-        Ok(())
+        shard.read_parts(from..to, PART, |at, bytes| part(at - from, bytes))
     }
 
     /// Bytes of a tensor.

@@ -37,14 +37,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-    /// Part of a shard could not be read while the model ran.
-    #[error("cannot read {path} at byte {offset}: {cause}; this request ends, later ones try again")]
+    /// Part of a shard could not be read.
+    #[error("cannot read {path} at byte {offset}: {cause}")]
     ReadAt {
         /// The shard.
         path: PathBuf,
         /// Where.
         offset: u64,
-        /// What the system said, or what was missing.
+        /// What the system said, or what was missing, and what becomes of it.
         cause: String,
     },
     /// A shard is not what it was when it was opened.
@@ -58,6 +58,12 @@ pub enum Error {
         offset: u64,
         /// What is different.
         problem: String,
+    },
+    /// A thread that reads experts could not be had.
+    #[error("cannot start a thread to read experts: {cause}; allow this user or container more threads")]
+    Thread {
+        /// What the system said.
+        cause: std::io::Error,
     },
     /// Memory for experts could not be had.
     #[error(transparent)]

@@ -1,6 +1,10 @@
 //! One safetensors file: its header, checked, and the bytes behind it.
 
 use std::fs::File;
+#[cfg(target_os = "linux")]
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -10,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Error;
-use crate::fingerprint::FileId;
+use crate::fingerprint::{FileId, Watch};
 
 /// The longest header that is read, in bytes, as in the format's own library.
 const MAX_HEADER: u64 = 100_000_000;
@@ -35,8 +39,63 @@ pub(crate) struct Shard {
     pub bytes: Bytes,
     /// Which file that was when it was mapped; none for bytes in memory.
     pub id: Option<FileId>,
-    /// That file, open.
-    pub file: Option<File>,
+    /// That file, open, and what it was when it was last read.
+    pub file: Option<(File, Watch)>,
+}
+
+impl Shard {
+    /// Of a mapped file.
+    pub(crate) fn mapped(path: PathBuf, bytes: Bytes, file: File) -> Shard {
+        let id = FileId::of(&file);
+        Shard { path, bytes, id, file: id.map(|id| (file, Watch::new(id))) }
+    }
+
+    /// Copies bytes that start at `from`; of a file they are read, so that no page of the mapping is touched and no change
+    /// after this reaches them.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not what it was when it was opened.
+    pub(crate) fn read(&self, from: usize, into: &mut [u8]) -> Result<(), Error> {
+        let Some((file, watch)) = &self.file else {
+            into.copy_from_slice(&self.bytes[from..from + into.len()]);
+            return Ok(());
+        };
+        let read = file.read_exact_at(into, from as u64);
+        // First: a file that was cut short does not read to its end.
+        watch.check(file, &self.path, from as u64)?;
+        read.map_err(|e| Error::ReadAt { path: self.path.clone(), offset: from as u64, cause: e.to_string() })
+    }
+
+    /// The bytes of a range in parts of at most `most`, each with where it begins in the file, as [`Shard::read`] reads
+    /// them.
+    ///
+    /// # Errors
+    /// As there, and what `part` says.
+    pub(crate) fn read_parts<E: From<Error>>(
+        &self,
+        range: Range<usize>,
+        most: usize,
+        mut part: impl FnMut(usize, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut bytes = vec![0; most.min(range.len())];
+        for at in range.clone().step_by(most) {
+            let some = &mut bytes[..most.min(range.end - at)];
+            self.read(at, some)?;
+            part(at, some)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the system that its cache need not keep these bytes of the file.
+    pub(crate) fn uncache(&self, at: usize, len: usize) {
+        // Advice: where it is not taken, the cache makes way when memory is needed.
+        #[cfg(target_os = "linux")]
+        if let (Some((file, _)), Some(len)) = (&self.file, NonZeroU64::new(len as u64)) {
+            let _ = rustix::fs::fadvise(file, at as u64, Some(len), rustix::fs::Advice::DontNeed);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (at, len);
+    }
 }
 
 /// Checks the header at the start of a file's bytes: its length, its JSON, that tensors follow one another and end

@@ -28,7 +28,7 @@ impl Loaded {
     pub fn new(checkpoint: &Checkpoint) -> Loaded {
         let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let model = Model::load(cpu, checkpoint).unwrap();
-        let fingerprint = checkpoint.fingerprint(None, &mut |_, _| {});
+        let fingerprint = checkpoint.fingerprint(None, true, &mut |_, _| {}).unwrap();
         Loaded { subject: fathom_engine::subject(&model, fingerprint), model }
     }
 

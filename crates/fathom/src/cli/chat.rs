@@ -79,7 +79,7 @@ pub fn chat(args: &Args) -> Outcome {
     sampling.check(vocab)?;
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     let keep = match &args.session {
-        Some(_) => Some(args.store.keep(args.store.open_own()?, &files, &loaded.model)),
+        Some(_) => Some(args.store.keep(args.store.open_own()?, &files, &loaded.model)?),
         None => args.store.keep_if_named(&files, &loaded.model)?,
     };
     let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));

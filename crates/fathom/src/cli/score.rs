@@ -77,12 +77,13 @@ pub fn score(args: &Args) -> Outcome {
         say!("memory: {}", loaded.plan);
     }
     let model = &loaded.model;
-    let saved = namespace.map(|namespace| Stored {
-        subject: subject(&files, model),
-        namespace,
-        save_at: args.save_at,
-        resume: args.resume,
-    });
+    let saved = match namespace {
+        None => None,
+        Some(namespace) => {
+            let subject = subject(&files, model)?;
+            Some(Stored { subject, namespace, save_at: args.save_at, resume: args.resume })
+        }
+    };
     if args.batch {
         // A second session of the same length, and room for its rows in every pass.
         let ledger = model.device().ledger();

@@ -99,34 +99,42 @@ impl StoreOptions {
     }
 
     /// What an engine needs to keep its sessions in a store.
-    pub fn keep(&self, store: Store, files: &Files, model: &Model<Cpu>) -> Keep {
+    ///
+    /// # Errors
+    /// As [`subject`].
+    pub fn keep(&self, store: Store, files: &Files, model: &Model<Cpu>) -> Result<Keep, fathom_weights::Error> {
         let told = Box::new(|saved: &Result<_, SnapshotError>| {
             if let Err(e) = saved {
                 say!("the session was not saved: {e}");
             }
         });
         let lasts = self.store_days.map(|days| Duration::from_secs(24 * 3600 * u64::from(days)));
-        Keep { store, subject: subject(files, model), lasts, told }
+        Ok(Keep { store, subject: subject(files, model)?, lasts, told })
     }
 
     /// The same, if a store is named.
     pub fn keep_if_named(&self, files: &Files, model: &Model<Cpu>) -> Result<Option<Keep>, Box<dyn std::error::Error>> {
-        Ok(self.open()?.map(|store| self.keep(store, files, model)))
+        Ok(self.open()?.map(|store| self.keep(store, files, model)).transpose()?)
     }
 }
 
 /// What the model's states are stored under. Reads the checkpoint's every byte the first time.
-pub fn subject(files: &Files, model: &Model<Cpu>) -> Subject {
+///
+/// # Errors
+/// A shard cannot be read, or has changed since it was opened.
+pub fn subject(files: &Files, model: &Model<Cpu>) -> Result<Subject, fathom_weights::Error> {
     const STEP: u64 = 1 << 20;
     let mut progress: Option<Progress> = None;
-    let fingerprint = files.checkpoint.fingerprint(cache().as_deref(), &mut |done, total| {
+    // A mapped model computes from the page cache: what is read for the fingerprint need not be read again.
+    let mapped = model.streaming().is_none();
+    let fingerprint = files.checkpoint.fingerprint(cache().as_deref(), mapped, &mut |done, total| {
         let bar = progress.get_or_insert_with(|| Progress::of("fingerprint", "MiB", (total / STEP) as usize, false));
         bar.update((done / STEP) as usize, "");
     });
     if let Some(mut bar) = progress {
         bar.finish();
     }
-    fathom_engine::subject(model, fingerprint)
+    Ok(fathom_engine::subject(model, fingerprint?))
 }
 
 /// The file that remembers fingerprints.

@@ -228,3 +228,38 @@ fn pipes_and_devices_are_no_files() {
     std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
     assert!(message(folder.path()).contains("config.json: is not a regular file"));
 }
+
+/// What happens to a shard between its header and its tensors is seen; a new name is no harm.
+#[test]
+fn shards_that_change_after_they_were_opened_are_named() {
+    let cut = |path: &Path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(100_000).unwrap();
+    let write = |path: &Path| {
+        let mut bytes = fs::read(path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    type Change<'a> = &'a dyn Fn(&Path);
+    let cases: [(Change, Option<&str>); 3] = [
+        (&cut, Some("it has 100000 bytes")),
+        (&write, Some("it was written to")),
+        (&|path| fs::rename(path, path.with_extension("old")).unwrap(), None),
+    ];
+    for (change, expected) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        Synth::tiny(1).write(folder.path()).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let norm = checkpoint.vector("norm.weight").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        change(&folder.path().join("model.safetensors"));
+        let whole = checkpoint.vector("norm.weight");
+        let parts = checkpoint.read_parts("head.weight", |_, _| Ok::<_, Error>(()));
+        match expected {
+            None => assert!(whole.unwrap() == norm && parts.is_ok()),
+            Some(expected) => {
+                for error in [whole.unwrap_err(), parts.unwrap_err()].map(|e| e.to_string()) {
+                    assert!(error.contains("model.safetensors changed while") && error.contains(expected), "{error}");
+                }
+            }
+        }
+    }
+}

@@ -101,7 +101,7 @@ pub struct ExpertCache<D: Device> {
     state: Mutex<State<D>>,
     stats: Mutex<Stats>,
     about: String,
-    shape: ExpertShape,
+    places: Arc<Places>,
     guess: bool,
 }
 
@@ -135,8 +135,10 @@ struct Entry<D: Device> {
     kept: bool,
     /// Read ahead, and its layer has not come since.
     ahead: Option<Ahead>,
-    /// The pass in which it was last read.
+    /// The pass for which it was last read.
     read_in: u64,
+    /// The pass in which that read began: the one before, where it was read ahead for the next.
+    begun_in: u64,
 }
 
 struct State<D: Device> {
@@ -219,13 +221,13 @@ impl<D: Device> ExpertCache<D> {
             Trace::new(&path, &about)
         });
         let about = reader.describe();
-        let shape = places.shape();
-        let entry = |_| Entry { held: Held::No, wanted: false, soon: false, kept: false, ahead: None, read_in: 0 };
+        let entry =
+            |_| Entry { held: Held::No, wanted: false, soon: false, kept: false, ahead: None, read_in: 0, begun_in: 0 };
         let state = State {
             entries: (0..layers * experts).map(entry).collect(),
             reader,
             frames,
-            places,
+            places: Arc::clone(&places),
             policy,
             here: Vec::new(),
             pass: 0,
@@ -245,7 +247,7 @@ impl<D: Device> ExpertCache<D> {
             layer: None,
         };
         let stats = Mutex::new(state.stats);
-        Ok(ExpertCache { state: Mutex::new(state), stats, about, shape, guess: options.guess })
+        Ok(ExpertCache { state: Mutex::new(state), stats, about, places, guess: options.guess })
     }
 
     /// How experts are read, for people.
@@ -258,9 +260,9 @@ impl<D: Device> ExpertCache<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).reader.kind()
     }
 
-    /// What experts are to the arithmetic.
-    pub fn shape(&self) -> ExpertShape {
-        self.shape
+    /// What a layer's experts are to the arithmetic.
+    pub fn shape(&self, layer: usize) -> ExpertShape {
+        self.places.shape(layer)
     }
 
     /// Whether the next layer's experts should be guessed.
@@ -593,7 +595,7 @@ impl<D: Device> State<D> {
         let entry = &mut self.entries[expert];
         (entry.held, entry.ahead) = (Held::Reading, ahead);
         let again = entry.read_in == pass;
-        entry.read_in = pass;
+        (entry.read_in, entry.begun_in) = (pass, self.pass);
         self.phase().reread += u64::from(again);
         Read { expert, frame }
     }
@@ -668,7 +670,7 @@ impl<D: Device> State<D> {
             Err(e) => {
                 (entry.held, entry.ahead) = (Held::No, None);
                 self.stats.failed += 1;
-                let earlier = entry.read_in < self.pass;
+                let earlier = entry.begun_in < self.pass;
                 if wanted {
                     self.awaited -= 1;
                     self.missing.push_back(expert);
@@ -751,4 +753,59 @@ fn in_frame<D: Device>(device: &D, matrices: &[InFrame; 3], frame: Frame) -> Res
     };
     let [w1, w2, w3] = matrices;
     Ok(Expert { w1: matrix(w1)?, w2: matrix(w2)?, w3: matrix(w3)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use fathom_kernels::{Cpu, CpuOptions};
+
+    use super::super::reader::Fault;
+    use super::*;
+    use crate::synth::Synth;
+
+    /// What one pass reads for the next, and fails, the next reads again; what it fails itself it says.
+    #[test]
+    fn a_failed_read_for_the_next_pass_is_read_again() {
+        for reader in [ReaderKind::Ring, ReaderKind::Pool] {
+            let folder = tempfile::tempdir().unwrap();
+            Synth::tiny(1).write(folder.path()).unwrap();
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+            let bad = Arc::new(AtomicBool::new(false));
+            let which = Arc::clone(&bad);
+            let faults: Faults = Arc::new(move |_| {
+                which.load(Ordering::SeqCst).then(|| {
+                    // Comes out in the next pass.
+                    std::thread::sleep(Duration::from_millis(100));
+                    which.store(false, Ordering::SeqCst);
+                    Fault::Error(5)
+                })
+            });
+            let options = StreamOptions { reader, faults: Some(faults), direct: false, ..StreamOptions::default() };
+            let cache = ExpertCache::new(&cpu, &checkpoint, options).unwrap();
+            let all = |pass: &mut Pass<'_, Cpu>| -> Result<usize, Error> {
+                let mut count = 0;
+                while let Some(given) = pass.take()? {
+                    count += given.len();
+                }
+                Ok(count)
+            };
+            let mut pass = cache.begin(&cpu, 4, false);
+            pass.demand(2, 4, &[(1, 4)]);
+            assert_eq!(all(&mut pass).unwrap(), 1);
+            bad.store(true, Ordering::SeqCst);
+            pass.ahead(0, &[3], Ahead::Guess);
+            drop(pass);
+            let mut pass = cache.begin(&cpu, 4, false);
+            pass.demand(0, 4, &[(3, 4)]);
+            assert_eq!(all(&mut pass).unwrap(), 1);
+            bad.store(true, Ordering::SeqCst);
+            pass.demand(1, 4, &[(2, 4)]);
+            assert!(all(&mut pass).unwrap_err().to_string().contains("Input/output error"));
+            drop(pass);
+            assert_eq!(cache.stats().failed, 2);
+        }
+    }
 }

@@ -3,13 +3,12 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use fathom_kernels::{FRAME_ALIGN, Frame};
 
 use super::place::Run;
 use crate::Error;
-use crate::fingerprint::FileId;
+use crate::fingerprint::{FileId, Watch};
 
 /// A shard that stays open: whatever happens to its name, the bytes are those of the file that was opened.
 #[derive(Debug)]
@@ -18,8 +17,8 @@ pub(crate) struct ShardFile {
     pub file: File,
     /// Why reads go through the page cache, if they do.
     pub buffered: Option<String>,
-    /// What the file was when the checkpoint was opened. A new name moves the change time along.
-    known: Mutex<FileId>,
+    /// What the file was when the checkpoint was opened, but for its name.
+    watch: Watch,
 }
 
 impl ShardFile {
@@ -29,7 +28,7 @@ impl ShardFile {
             true => open_direct(path, probe)?,
             false => (open_buffered(path)?, Some("direct I/O was not asked for".to_owned())),
         };
-        let shard = ShardFile { path: path.to_owned(), file, buffered, known: Mutex::new(known) };
+        let shard = ShardFile { path: path.to_owned(), file, buffered, watch: Watch::new(known) };
         if FileId::of(&shard.file) != Some(known) {
             let problem = "it is another file than the one whose header was read".to_owned();
             return Err(Error::Changed { path: path.to_owned(), offset: 0, problem });
@@ -39,7 +38,7 @@ impl ShardFile {
 
     /// Which drive it is on.
     pub(crate) fn drive(&self) -> i128 {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).file()[0]
+        self.watch.drive()
     }
 
     /// Reads a run; for the pool.
@@ -61,7 +60,8 @@ impl ShardFile {
     }
 
     pub(crate) fn failed(&self, offset: u64, cause: &str) -> Error {
-        Error::ReadAt { path: self.path.clone(), offset, cause: cause.to_owned() }
+        let cause = format!("{cause}; this request ends, later ones try again");
+        Error::ReadAt { path: self.path.clone(), offset, cause }
     }
 
     /// The file has no more bytes there: it was cut short, or the read was.
@@ -69,28 +69,9 @@ impl ShardFile {
         self.check(offset).err().unwrap_or_else(|| self.failed(offset, "the file gave fewer bytes than it has"))
     }
 
-    /// Whether what was read came out of the file that was opened, unchanged. Asked after every read: a write moves the times
-    /// before it moves a byte.
+    /// Whether what was read came out of the file that was opened, unchanged.
     pub(crate) fn check(&self, offset: u64) -> Result<(), Error> {
-        let changed = |problem: String| Err(Error::Changed { path: self.path.clone(), offset, problem });
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(now) = FileId::of(&self.file) else { return changed("its size and times cannot be had".into()) };
-        if now == *known {
-            return Ok(());
-        }
-        if now.size() != known.size() {
-            return changed(format!("it has {} bytes, not {}", now.size(), known.size()));
-        }
-        if now.modified() != known.modified() {
-            return changed("it was written to".into());
-        }
-        // A file's change time moves when it gets another name or loses its own, and then that name is not its any more.
-        let named = File::open(&self.path).ok().and_then(|file| FileId::of(&file));
-        if named.is_some_and(|named| named.file() == now.file()) {
-            return changed("its change time moved".into());
-        }
-        *known = now;
-        Ok(())
+        self.watch.check(&self.file, &self.path, offset)
     }
 }
 

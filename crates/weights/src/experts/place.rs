@@ -51,7 +51,8 @@ pub struct Places {
     all: Vec<Place>,
     frame: usize,
     bytes: u64,
-    shape: ExpertShape,
+    /// Of each layer: a file may keep the experts of one layer in more bits than those of another.
+    shapes: Vec<ExpertShape>,
 }
 
 impl Places {
@@ -72,9 +73,10 @@ impl Places {
                 all.push(place);
             }
         }
-        let format = all.first().map_or(Format::Fp4, |place| place.matrices[0].format);
-        let shape = ExpertShape { format, inter: c.moe_intermediate_size };
-        Ok(Places { layers, experts, all, frame, bytes, shape })
+        // Opening has checked that a layer's experts are all of one format.
+        let shape = |place: &Place| ExpertShape { format: place.matrices[0].format, inter: c.moe_intermediate_size };
+        let shapes = all.iter().step_by(experts.max(1)).map(shape).collect();
+        Ok(Places { layers, experts, all, frame, bytes, shapes })
     }
 
     /// Layers, and experts of each.
@@ -97,9 +99,9 @@ impl Places {
         self.bytes
     }
 
-    /// What experts are to the arithmetic.
-    pub fn shape(&self) -> ExpertShape {
-        self.shape
+    /// What a layer's experts are to the arithmetic.
+    pub fn shape(&self, layer: usize) -> ExpertShape {
+        self.shapes[layer]
     }
 
     /// Reads that all experts take: as many as there are experts, where each lies in one stretch.

@@ -292,11 +292,11 @@ fn start(
         && let Some((ring, fixed, bell)) = ring::Ring::new(shared, frames, best == ReaderKind::FixedRing, depth)
     {
         let send = send.clone();
-        let thread = std::thread::spawn(move || ring.run(&send));
+        let thread = spawn(move || ring.run(&send))?;
         let kind = if fixed { ReaderKind::FixedRing } else { ReaderKind::Ring };
         return Ok((kind, Some(bell), vec![thread]));
     }
-    Ok((ReaderKind::Pool, None, pool::start(shared, depth, send)))
+    Ok((ReaderKind::Pool, None, pool::start(shared, depth, send)?))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -307,7 +307,12 @@ fn start(
     depth: usize,
     send: &Sender<Done>,
 ) -> Result<Started, Error> {
-    Ok((ReaderKind::Pool, pool::start(shared, depth, send)))
+    Ok((ReaderKind::Pool, pool::start(shared, depth, send)?))
+}
+
+/// A thread that reads.
+fn spawn(work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    std::thread::Builder::new().name("experts".into()).spawn(work).map_err(|cause| Error::Thread { cause })
 }
 
 impl Drop for Reader {

@@ -8,23 +8,35 @@ use std::time::Instant;
 
 use fathom_kernels::Frame;
 
-use super::{Done, Read, Shared};
+use super::{Done, Read, Shared, spawn};
 use crate::Error;
 
-pub(super) fn start(shared: &Arc<Shared>, threads: usize, done: &Sender<Done>) -> Vec<JoinHandle<()>> {
-    let one = |_| {
+/// As many threads as can be had, up to that number.
+///
+/// # Errors
+/// There is not one.
+pub(super) fn start(shared: &Arc<Shared>, threads: usize, done: &Sender<Done>) -> Result<Vec<JoinHandle<()>>, Error> {
+    let mut all = Vec::new();
+    for _ in 0..threads {
         let (shared, done) = (Arc::clone(shared), done.clone());
-        std::thread::spawn(move || {
-            while let Some(Read { expert, mut frame }) = next(&shared) {
-                let read = read(&shared, expert, &mut frame);
-                rest(&shared);
-                if done.send(Done { expert, frame: read.map(|()| frame) }).is_err() {
-                    return;
-                }
-            }
-        })
-    };
-    (0..threads).map(one).collect()
+        match spawn(move || work(&shared, &done)) {
+            Ok(thread) => all.push(thread),
+            Err(e) if all.is_empty() => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(all)
+}
+
+/// Reads until the reader is closed.
+pub(super) fn work(shared: &Shared, done: &Sender<Done>) {
+    while let Some(Read { expert, mut frame }) = next(shared) {
+        let read = read(shared, expert, &mut frame);
+        rest(shared);
+        if done.send(Done { expert, frame: read.map(|()| frame) }).is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits for something to read; none when the reader is closed.

@@ -4,16 +4,17 @@
 //! first of its pieces is handed to the kernel until the kernel has answered for the last.
 #![allow(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fathom_kernels::{FRAME_ALIGN, Frame, Frames};
 use io_uring::{IoUring, opcode, types};
 
-use super::{Done, Read, Shared};
+use super::{Done, Read, Shared, pool};
 use crate::Error;
 
 /// Bytes of a piece at most.
@@ -82,7 +83,11 @@ pub(super) struct Ring {
     flying: Vec<Option<Piece>>,
     count: usize,
     /// Pieces that wait for a place.
-    waiting: std::collections::VecDeque<Piece>,
+    waiting: VecDeque<Piece>,
+    /// What the kernel has not taken yet, the oldest first, by the number that it comes back with.
+    pushed: VecDeque<u64>,
+    /// Whether the kernel is to read, or reads, the bell.
+    listening: bool,
     since: Option<Instant>,
 }
 
@@ -111,46 +116,110 @@ impl Ring {
             experts: Vec::new(),
             flying: vec![None; depth],
             count: 0,
-            waiting: std::collections::VecDeque::new(),
+            waiting: VecDeque::new(),
+            pushed: VecDeque::new(),
+            listening: false,
             since: None,
         };
         Some((this, fixed.is_some(), Bell(bell)))
     }
 
-    /// Reads until the reader is closed and nothing is under way.
+    /// Reads until the reader is closed and the kernel has nothing of ours any more.
     pub(super) fn run(mut self, done: &Sender<Done>) {
         let safety = AbortOnPanic;
-        self.listen();
-        loop {
+        let mut failed = None;
+        while failed.is_none() {
             self.take();
             if self.count == 0 && self.shared.lock().closed {
-                break;
+                if !self.listening {
+                    break;
+                }
+                // The kernel is still to write to `rung`. Who closes rings; but who comes here first has not been rung for.
+                Bell(Arc::clone(&self.bell)).ring();
+            } else {
+                self.listen();
+                self.hand_over();
             }
-            self.hand_over();
-            match self.ring.submit_and_wait(1) {
-                Ok(_) => {}
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
-                // The kernel takes no more of ours: nothing could be read any more, and frames would be lost.
-                Err(e) => panic!("io_uring: {e}"),
-            }
-            let answers: Vec<(u64, i32)> =
-                self.ring.completion().map(|answer| (answer.user_data(), answer.result())).collect();
-            for (which, result) in answers {
-                if which == BELL { self.listen() } else { self.answer(which as usize, result, done) }
+            failed = self.submit().err();
+            for (which, result) in self.answers() {
+                self.answer(which, result, done);
             }
         }
+        if let Some(cause) = &failed {
+            self.give_up(cause, done);
+        }
         std::mem::forget(safety);
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        if failed.is_some() {
+            pool::work(&shared, done);
+        }
+    }
+
+    /// Has the kernel take what was pushed, and waits until it has ended with something. An error is one that does not pass.
+    fn submit(&mut self) -> std::io::Result<()> {
+        let submitted = self.ring.submit_and_wait(1);
+        let left = self.ring.submission().len();
+        self.pushed.drain(..self.pushed.len() - left);
+        match submitted.as_ref().map_err(std::io::Error::raw_os_error) {
+            Ok(_) | Err(Some(libc::EINTR | libc::EBUSY)) => Ok(()),
+            Err(Some(libc::EAGAIN | libc::ENOMEM)) => {
+                // The kernel lacks memory, which comes back.
+                std::thread::sleep(Duration::from_millis(1));
+                Ok(())
+            }
+            Err(_) => submitted.map(|_| ()),
+        }
+    }
+
+    fn answers(&mut self) -> Vec<(u64, i32)> {
+        self.ring.completion().map(|answer| (answer.user_data(), answer.result())).collect()
+    }
+
+    /// The kernel takes no more of ours. What it has not taken fails: nothing hands it over any more. What it has is waited
+    /// for, and its answers come without our asking.
+    fn give_up(&mut self, cause: &std::io::Error, done: &Sender<Done>) {
+        let cause = format!("io_uring takes no more reads ({cause}) and a thread reads from now on");
+        loop {
+            // Among these may be what an answer had asked for again.
+            for which in std::mem::take(&mut self.pushed) {
+                if which == BELL {
+                    self.listening = false;
+                } else {
+                    let piece = self.landed(which as usize);
+                    let failed = self.shared.files[piece.shard as usize].failed(piece.from, &cause);
+                    self.end(piece, Some(failed), done);
+                }
+            }
+            for piece in std::mem::take(&mut self.waiting) {
+                let failed = self.shared.files[piece.shard as usize].failed(piece.from, &cause);
+                self.end(piece, Some(failed), done);
+            }
+            if self.count == 0 && !self.listening {
+                return;
+            }
+            Bell(Arc::clone(&self.bell)).ring();
+            std::thread::sleep(Duration::from_millis(1));
+            for (which, result) in self.answers() {
+                self.answer(which, result, done);
+            }
+        }
     }
 
     /// Has the bell's next ring reported.
     fn listen(&mut self) {
-        let read = opcode::Read::new(types::Fd(self.bell.as_raw_fd()), self.rung.as_mut_ptr(), 8);
-        self.push(read.build().user_data(BELL));
+        if !self.listening {
+            self.listening = true;
+            let read = opcode::Read::new(types::Fd(self.bell.as_raw_fd()), self.rung.as_mut_ptr(), 8);
+            self.push(read.build().user_data(BELL));
+        }
     }
 
     fn push(&mut self, entry: io_uring::squeue::Entry) {
-        // SAFETY: what the entry points to lives until its answer: the bell's box as long as the ring, a piece's frame in
-        // `experts`, and files as long as `shared`.
+        self.pushed.push_back(entry.get_user_data());
+        // SAFETY: what the entry points to lives until its answer: `run` leaves, and the ring with its box for the bell is
+        // dropped, when the kernel has answered for all that it took; until then a piece's frame is in `experts`, and files
+        // live as long as `shared`. A panic before that ends the process.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.expect("the queue has room for twice the depth");
     }
@@ -190,8 +259,6 @@ impl Ring {
         {
             let slot = self.flying.iter().position(Option::is_none).expect("fewer than the depth are there");
             self.fly(slot, piece);
-            self.count += 1;
-            self.since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -209,12 +276,19 @@ impl Ring {
             None => opcode::Read::new(fd, to, len).offset(piece.from).build(),
         };
         self.flying[slot] = Some(piece);
+        self.count += 1;
+        self.since.get_or_insert_with(Instant::now);
         self.push(entry.user_data(slot as u64));
     }
 
-    /// The kernel has ended with a piece.
-    fn answer(&mut self, slot: usize, result: i32, done: &Sender<Done>) {
-        let piece = self.flying[slot].take().expect("the kernel answers what it was asked");
+    /// The kernel has ended with the bell or a piece.
+    fn answer(&mut self, which: u64, result: i32, done: &Sender<Done>) {
+        if which == BELL {
+            self.listening = false;
+            return;
+        }
+        let slot = which as usize;
+        let piece = self.landed(slot);
         let shared = Arc::clone(&self.shared);
         let shard = &shared.files[piece.shard as usize];
         let got = usize::try_from(result).unwrap_or(0);
@@ -225,25 +299,38 @@ impl Ring {
             let rest = Piece { from, at, len: piece.len - got, need: piece.need - got, ..piece };
             return self.fly(slot, rest);
         }
+        let failed = if result < 0 {
+            Some(shard.failed(piece.from, &std::io::Error::from_raw_os_error(-result).to_string()))
+        } else if got < piece.need {
+            Some(shard.ended(piece.from + got as u64))
+        } else {
+            None
+        };
+        self.end(piece, failed, done);
+    }
+
+    /// Takes a piece back that was handed to the kernel.
+    fn landed(&mut self, slot: usize) -> Piece {
+        let piece = self.flying[slot].take().expect("the kernel answers what it was asked");
         self.count -= 1;
         if self.count == 0
             && let Some(since) = self.since.take()
         {
-            shared.totals.busy.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            self.shared.totals.busy.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
+        piece
+    }
+
+    /// A piece is done with; with the last of its expert the expert is.
+    fn end(&mut self, piece: Piece, failed: Option<Error>, done: &Sender<Done>) {
         let under_way = self.experts[piece.of].as_mut().expect("a piece is of an expert under way");
-        if result < 0 {
-            let cause = std::io::Error::from_raw_os_error(-result).to_string();
-            under_way.failed.get_or_insert_with(|| shard.failed(piece.from, &cause));
-        } else if got < piece.need {
-            under_way.failed.get_or_insert_with(|| shard.ended(piece.from + got as u64));
-        }
+        under_way.failed = under_way.failed.take().or(failed);
         under_way.pieces -= 1;
         if under_way.pieces == 0 {
             let UnderWay { expert, frame, failed, .. } = self.experts[piece.of].take().expect("it was there");
-            let read = failed.map_or_else(|| shared.check(expert), Err);
+            let read = failed.map_or_else(|| self.shared.check(expert), Err);
             if read.is_ok() {
-                shared.count(expert);
+                self.shared.count(expert);
             }
             // Nobody waits any more where the reader is being dropped.
             let _ = done.send(Done { expert, frame: read.map(|()| frame) });
@@ -277,4 +364,154 @@ fn register(ring: &IoUring, frames: &Frames) -> Option<Fixed> {
     // SAFETY: the region stays as long as a frame or the frames do; the reader's owner keeps them until the ring is gone.
     unsafe { ring.submitter().register_buffers(&buffers) }.ok()?;
     Some(Fixed { start: start as usize, each })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+    use std::thread::JoinHandle;
+
+    use fathom_kernels::Ledger;
+
+    use super::super::{Reader, ReaderKind};
+    use super::*;
+    use crate::Checkpoint;
+    use crate::experts::Places;
+    use crate::experts::file::ShardFile;
+    use crate::synth::Synth;
+
+    const COUNT: usize = 20;
+
+    struct Setting {
+        checkpoint: Checkpoint,
+        places: Arc<Places>,
+        frames: Frames,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Setting {
+        fn new() -> Setting {
+            let folder = tempfile::tempdir().unwrap();
+            Synth::tiny(1).write(folder.path()).unwrap();
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            let places = Arc::new(Places::new(&checkpoint).unwrap());
+            let frames = Frames::new(&Ledger::default(), COUNT, places.frame_bytes()).unwrap();
+            Setting { checkpoint, places, frames, _folder: folder }
+        }
+
+        fn reader(&self) -> Reader {
+            let mut probe = self.frames.take();
+            let shards = self.checkpoint.shards.iter();
+            let files =
+                shards.map(|s| ShardFile::open(&s.path, s.id.unwrap(), true, probe.as_mut()).unwrap()).collect();
+            drop(probe);
+            Reader::start(Arc::clone(&self.places), files, &self.frames, ReaderKind::Pool, None).unwrap()
+        }
+
+        fn reads(&self) -> Vec<Read> {
+            (0..COUNT).map(|expert| Read { expert, frame: self.frames.take().unwrap() }).collect()
+        }
+
+        fn check(&self, expert: usize, frame: &Frame) {
+            for run in &self.places.get(expert).runs {
+                let want = &self.checkpoint.shards[run.shard as usize].bytes[run.from as usize..][..run.need];
+                assert!(&frame.as_ref()[run.at..run.at + run.need] == want);
+            }
+        }
+    }
+
+    /// A ring that a test has hold of.
+    struct Running {
+        shared: Arc<Shared>,
+        fd: i32,
+        bell: Bell,
+        done: Receiver<Done>,
+        thread: JoinHandle<()>,
+    }
+
+    /// None where the system has no io_uring for us.
+    fn start(setting: &Setting) -> Option<Running> {
+        // What a reader shares with its threads, which have ended.
+        let shared = Arc::clone(&setting.reader().shared);
+        shared.lock().closed = false;
+        let (ring, _, bell) = Ring::new(&shared, &setting.frames, true, 6)?;
+        let (fd, (send, done)) = (ring.ring.as_raw_fd(), channel());
+        let thread = std::thread::spawn(move || ring.run(&send));
+        Some(Running { shared, fd, bell, done, thread })
+    }
+
+    /// Whatever of it the kernel had when it stopped taking reads, all that was asked for comes out, read or failed, and what
+    /// is asked for later is read.
+    #[test]
+    fn a_ring_that_fails_is_followed_by_a_thread() {
+        let setting = Setting::new();
+        for round in 0..30 {
+            let Some(Running { shared, fd, bell, done, thread }) = start(&setting) else { return };
+            let ask = || {
+                shared.lock().urgent.extend(setting.reads());
+                shared.changed.notify_all();
+                bell.ring();
+            };
+            if round > 0 {
+                ask();
+                std::thread::sleep(Duration::from_micros(20 * round));
+            } else {
+                // It waits for the bell: what it is asked for next the kernel does not take.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            let none = std::fs::File::open("/dev/null").unwrap();
+            // SAFETY: the ring's memory stays mapped; its number only names another file, as if the kernel refused it.
+            assert_eq!(unsafe { libc::dup2(none.as_raw_fd(), fd) }, fd);
+            let mut failed = 0;
+            for again in 0..3 {
+                if round == 0 || again > 0 {
+                    ask();
+                }
+                let now = (0..COUNT).filter(|_| {
+                    let Done { expert, frame } = done.recv().unwrap();
+                    match frame {
+                        Ok(frame) => setting.check(expert, &frame),
+                        Err(e) => {
+                            let e = e.to_string();
+                            assert!(e.contains("model.safetensors at byte ") && e.contains("io_uring takes no"), "{e}");
+                            return true;
+                        }
+                    }
+                    false
+                });
+                let now = now.count();
+                assert!(failed == 0 || now == 0, "those after it are read");
+                failed += now;
+            }
+            assert!(failed > 0 || round > 0);
+            shared.lock().closed = true;
+            shared.changed.notify_all();
+            bell.ring();
+            thread.join().unwrap();
+        }
+    }
+
+    /// A reader that is dropped, busy or not, ends.
+    #[test]
+    fn rings_end() {
+        let setting = Setting::new();
+        for round in 0..100 {
+            let Some(Running { shared, bell, done, thread, .. }) = start(&setting) else { return };
+            if round % 3 > 0 {
+                shared.lock().ahead.extend(setting.reads());
+                bell.ring();
+            }
+            if round % 2 > 0 {
+                std::thread::sleep(Duration::from_micros(7 * round));
+            }
+            let mut queue = shared.lock();
+            queue.closed = true;
+            queue.ahead.clear();
+            drop(queue);
+            bell.ring();
+            thread.join().unwrap();
+            drop(done);
+            assert_eq!(setting.frames.idle(), COUNT);
+        }
+    }
 }
