@@ -1,12 +1,10 @@
 //! Memory: how much, what limits it, how it is mapped.
 
-use std::path::{Path, PathBuf};
-
 use fathom_kernels::human;
 
-use super::{Finding, number, says};
+use super::{Finding, says};
+use crate::plan::{group_limit, meminfo, own_groups};
 
-const GROUPS: &str = "/sys/fs/cgroup";
 const PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// Locked memory that registered buffers for reading experts take.
 const LOCKED: u64 = 64 << 20;
@@ -16,60 +14,41 @@ pub fn memory(weights: Option<u64>) -> Vec<Finding> {
     [Some(size(weights)), group(), swap(), huge_pages(), Some(locked())].into_iter().flatten().collect()
 }
 
-/// A number of `/proc/meminfo`, in bytes.
-fn info(name: &str) -> Option<u64> {
-    meminfo(&says("/proc/meminfo")?, name)
-}
-
-fn meminfo(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-}
-
 /// Bytes that this process may have: the machine's, or a control group's limit.
 pub fn usable() -> Option<u64> {
-    [info("MemTotal"), group_limit()].into_iter().flatten().min()
+    [meminfo("MemTotal"), least_limit()].into_iter().flatten().min()
 }
 
 /// The least limit of the control groups that this process is in.
-fn group_limit() -> Option<u64> {
-    // Version 1 has a number that is larger than any memory where there is no limit.
-    let old = || number(Path::new(GROUPS).join("memory/memory.limit_in_bytes")).filter(|n| *n < 1 << 60);
-    groups().iter().filter_map(|folder| number(folder.join("memory.max"))).min().or_else(old)
+fn least_limit() -> Option<u64> {
+    own_groups().iter().filter_map(|folder| group_limit(folder)).min()
 }
 
 fn size(weights: Option<u64>) -> Finding {
-    let Some(total) = info("MemTotal") else { return Finding::good("memory", "unknown") };
-    let available = info("MemAvailable").unwrap_or(total);
+    let Some(total) = meminfo("MemTotal") else { return Finding::good("memory", "unknown") };
+    let available = meminfo("MemAvailable").unwrap_or(total);
     let found = format!("{}, {} available", human(total), human(available));
     match weights {
         Some(weights) if usable().is_some_and(|usable| usable < weights) => Finding::advice(
             "memory",
             found,
-            format!("the weights are {}: what does not fit is read from the drive again and again", human(weights)),
+            format!(
+                "the weights are {}: experts that do not fit are read from the drive as they are needed",
+                human(weights)
+            ),
             "a machine with more memory, or a faster drive",
         ),
         _ => Finding::good("memory", found),
     }
 }
 
-/// The folders of this process's control group and of those above it (version 2).
-pub(super) fn groups() -> Vec<PathBuf> {
-    let text = says("/proc/self/cgroup").unwrap_or_default();
-    let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) else { return Vec::new() };
-    let folder = Path::new(GROUPS).join(path.trim_start_matches('/'));
-    // Seen from inside a container, the path may be the host's.
-    let folder = if folder.is_dir() { folder } else { PathBuf::from(GROUPS) };
-    folder.ancestors().take_while(|folder| folder.starts_with(GROUPS)).map(Path::to_owned).collect()
-}
-
 fn group() -> Option<Finding> {
-    let total = info("MemTotal")?;
-    Some(match group_limit().filter(|limit| *limit < total) {
+    let total = meminfo("MemTotal")?;
+    Some(match least_limit().filter(|limit| *limit < total) {
         Some(limit) => Finding::advice(
             "memory limit",
             format!("{} of {} (control group)", human(limit), human(total)),
-            "the page cache counts too: weights beyond it are read again and again; what is more than the limit ends the program",
+            "experts beyond it are read from the drive as they are needed; a program that holds more is ended",
             "raise it (docker: --memory; Kubernetes: resources.limits.memory; systemd: MemoryMax=)",
         ),
         None => Finding::good("memory limit", "none"),
@@ -77,7 +56,7 @@ fn group() -> Option<Finding> {
 }
 
 fn swap() -> Option<Finding> {
-    let (total, free) = (info("SwapTotal")?, info("SwapFree")?);
+    let (total, free) = (meminfo("SwapTotal")?, meminfo("SwapFree")?);
     let used = total.saturating_sub(free);
     (used > 1 << 30).then(|| {
         Finding::advice(
@@ -127,10 +106,6 @@ mod tests {
 
     #[test]
     fn what_the_system_says() {
-        let text = "MemTotal:       16384 kB\nMemAvailable:    1 kB\nSwapTotal: x kB\n";
-        assert_eq!((meminfo(text, "MemTotal"), meminfo(text, "Mem")), (Some(16 << 20), None));
-        assert_eq!(meminfo(text, "SwapTotal"), None);
         assert_eq!((chosen("always [madvise] never"), chosen("none")), (Some("madvise"), None));
-        assert!(groups().iter().all(|folder| folder.starts_with(GROUPS)));
     }
 }

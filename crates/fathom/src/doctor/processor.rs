@@ -69,7 +69,7 @@ fn count(list: &str) -> usize {
 
 /// A share of the processor's time, where a control group gives less than there are cores.
 fn quota() -> Option<Finding> {
-    let group = super::memory::groups();
+    let group = crate::plan::own_groups();
     let shares = group.iter().filter_map(|folder| share(&says(folder.join("cpu.max"))?));
     let share = shares.fold(f64::INFINITY, f64::min);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

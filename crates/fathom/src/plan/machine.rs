@@ -1,4 +1,4 @@
-//! How much memory the machine, or the control group that we are in, has free.
+//! How much memory the machine, and the control groups that we are in, have and have free.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,36 @@ const MARGIN: u64 = 512 << 20;
 
 /// Bytes that the machine and its control groups have free, less a margin; none where the system does not tell.
 pub fn free_memory() -> Option<u64> {
-    let free = available(Path::new("/proc/meminfo"))?;
-    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let free = groups(&group).filter_map(|group| group_free(&group)).fold(free, u64::min);
+    let free = meminfo("MemAvailable")?;
+    let free = own_groups().iter().filter_map(|group| group_free(group)).fold(free, u64::min);
     Some(free - (free / 10).max(MARGIN).min(free))
 }
 
-/// `MemAvailable`.
-fn available(path: &Path) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+/// A number of `/proc/meminfo`, in bytes.
+pub(crate) fn meminfo(name: &str) -> Option<u64> {
+    in_meminfo(&fs::read_to_string("/proc/meminfo").ok()?, name)
+}
+
+fn in_meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// The folders of the control groups that this process is in, and of those around them. In a container the path may be the
+/// host's: then only the root's is there.
+pub(crate) fn own_groups() -> Vec<PathBuf> {
+    groups(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default()).collect()
+}
+
+/// The most that a control group may have.
+pub(crate) fn group_limit(folder: &Path) -> Option<u64> {
+    // Version 1 has a number that is larger than any memory where there is no limit.
+    let limit = number(folder, "memory.max").or_else(|| number(folder, "memory.limit_in_bytes"));
+    limit.filter(|limit| *limit < 1 << 60)
+}
+
+fn number(folder: &Path, name: &str) -> Option<u64> {
+    fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
 }
 
 /// The folders of the control groups that `/proc/self/cgroup` names, of either version, and of those around them.
@@ -40,9 +59,8 @@ fn groups(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
 
 /// What a control group may take more than it has; files that are only cached do not count.
 fn group_free(folder: &Path) -> Option<u64> {
-    let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
-    let limit = number("memory.max").or_else(|| number("memory.limit_in_bytes"))?;
-    let used = number("memory.current").or_else(|| number("memory.usage_in_bytes"))?;
+    let limit = group_limit(folder)?;
+    let used = number(folder, "memory.current").or_else(|| number(folder, "memory.usage_in_bytes"))?;
     let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
     let cached = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
     let cached = cached("total_inactive_file ").or_else(|| cached("inactive_file ")).unwrap_or(0);
@@ -52,6 +70,14 @@ fn group_free(folder: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_the_machine() {
+        let text = "MemTotal:       16384 kB\nMemAvailable:    1 kB\nSwapTotal: x kB\n";
+        assert_eq!((in_meminfo(text, "MemTotal"), in_meminfo(text, "Mem")), (Some(16 << 20), None));
+        assert_eq!(in_meminfo(text, "SwapTotal"), None);
+        assert!(own_groups().iter().all(|folder| folder.starts_with("/sys/fs/cgroup")));
+    }
 
     #[test]
     fn groups_of_both_versions() {

@@ -9,6 +9,7 @@ use fathom_weights::Checkpoint;
 use fathom_weights::experts::{ExpertCache, Places};
 
 pub use machine::free_memory;
+pub(crate) use machine::{group_limit, meminfo, own_groups};
 
 /// What the program itself takes: code, tables, the allocator's slack, and fastokens' tables of words that each of its
 /// threads makes or not, as it happens. Measured over some 80 runs: 18 to 84 MiB.
