@@ -30,13 +30,31 @@ fn a_conversation_is_its_tokens() {
         tokens.extend(tools().encode(" three\n").unwrap());
         messages.push(message(Role::Assistant, " three\n"));
         assert_eq!(prompter.messages(&tokens).unwrap(), messages);
+        let turns = prompter.turns(&tokens).unwrap();
+        assert_eq!(turns.last().unwrap().thinking, if effort == Effort::None { "" } else { "well…" });
+        let (prompt, _) = prompter.chat(&messages[..messages.len() - 1], effort).unwrap();
+        assert_eq!(turns.last().unwrap().start, prompt.len());
+        let question = if system.is_some() { prompter.question(&tokens, 0) } else { 0 };
+        assert_eq!(turns[turns.len() - 2].start, question);
+        assert!(turns.windows(2).all(|pair| pair[0].end == pair[1].start) && turns.last().unwrap().end == tokens.len());
         // And so it is when it was written as a whole.
         messages.push(message(Role::User, "four"));
         let (tokens, _) = prompter.chat(&messages, effort).unwrap();
         messages.push(message(Role::Assistant, ""));
         assert_eq!(prompter.messages(&tokens).unwrap(), messages);
+        let turns = prompter.turns(&tokens).unwrap();
+        assert!(turns.windows(2).all(|pair| pair[0].end == pair[1].start), "{turns:?}");
+        // A turn says where to go back to, so that it can be said once more.
+        let question = &turns[turns.len() - 2];
+        let again = prompter.turn(&tokens[..question.start], &[message(Role::User, "four")], effort).unwrap();
+        assert_eq!([&tokens[..question.start], &again].concat(), tokens);
     }
-    assert_eq!(Prompter::new(demo(), Dialect::Preview).messages(&[]).unwrap(), []);
+    let prompter = Prompter::new(demo(), Dialect::Preview);
+    assert_eq!(prompter.messages(&[]).unwrap(), []);
+    // Back to nothing but the first token of all.
+    let hi = [message(Role::User, "hi")];
+    let (tokens, _) = prompter.chat(&hi, Effort::None).unwrap();
+    assert_eq!(prompter.turn(&tokens[..1], &hi, Effort::None).unwrap(), tokens[1..]);
 }
 
 #[test]
