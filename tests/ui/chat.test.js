@@ -54,7 +54,7 @@ test("a long prompt shows how far it is, and can be stopped", async () => {
   await page.locator("#chips li", { hasText: "book.txt" }).waitFor();
   await page.fill("#words", "What is it about?");
   await page.keyboard.press("Enter");
-  await page.locator(".wait", { hasText: /[\d,]+ of [\d,]+ tokens · [\d,]+\/s · .+ left/ }).waitFor();
+  await page.locator(".wait", { hasText: /[\d,]+\sof\s[\d,]+\stokens · [\d,]+\/s · .+\sleft/ }).waitFor();
   await page.locator("#now-reading li", { hasText: /left/ }).waitFor();
   assert.match(await page.locator("#phase").textContent(), /^Reading the prompt, \d+ %$/);
   await page.keyboard.press("Escape");

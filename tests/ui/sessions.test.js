@@ -1,15 +1,19 @@
 import assert from "node:assert/strict";
 import test, { after, before } from "node:test";
 import { browser, open, say, serve } from "./fathom.js";
+import { breaks, front, wait } from "./speaker.js";
 
 let server;
+let proxy;
 let chrome;
 before(async () => {
   server = await serve({ store: true });
+  proxy = await front(server.address);
   chrome = await browser();
 });
 after(async () => {
   await chrome?.close();
+  proxy?.stop();
   await server?.stop();
 });
 
@@ -61,7 +65,7 @@ test("a session grows, forks, goes back and ends, by keyboard", async () => {
   await page.locator(".turn.user").nth(1).getByRole("button", { name: "Rewind to before this" }).press("Enter");
   await page.getByRole("button", { name: "Rewind", exact: true }).and(page.locator("dialog button")).press("Enter");
   await page.locator(".turn").nth(2).waitFor({ state: "detached" });
-  assert.match(await page.inputValue("#words"), /code of Bob/);
+  await page.waitForFunction(() => document.getElementById("words").value.includes("code of Bob"));
   await say(page, "Hello");
 
   // Back to a position, from the list.
@@ -100,7 +104,7 @@ test("a first question can be taken back", async () => {
 test("an answer of a session's that is stopped belongs to it", async () => {
   const page = await open(chrome, server.address);
   await create(page, "cut");
-  const text = Array.from({ length: 4000 }, (_, i) => `Line ${i} says nothing new about ${i * i}. `).join("");
+  const text = Array.from({ length: 2500 }, (_, i) => `Line ${i} says nothing new about ${i * i}. `).join("");
   await page.setInputFiles("#files", { name: "book.txt", mimeType: "text/plain", buffer: Buffer.from(text) });
   await page.locator("#chips li").waitFor();
   await page.fill("#words", "What is it about?");
@@ -110,10 +114,32 @@ test("an answer of a session's that is stopped belongs to it", async () => {
   await page.getByRole("button", { name: "Stop", exact: true }).and(page.locator("#stop")).click();
   await page.locator(".notice", { hasText: "Stopped" }).waitFor();
   await page.getByRole("button", { name: "Try again" }).click();
-  await page.locator(".foot .parts").waitFor({ timeout: 60_000 });
+  await page.locator(".foot .parts").waitFor({ timeout: 120_000 });
   await page.reload();
   await page.getByRole("button", { name: /^Show all/ }).waitFor();
   await page.locator(".turn").nth(1).waitFor();
+});
+
+test("an answer that is stopped stays, as far as it came", async () => {
+  const page = await open(chrome, proxy.address);
+  await create(page, "half");
+  await say(page, "Hello");
+  const { silent } = proxy.speak("/v1/sessions/half/generate", [{ tokens: [1], thinking: "", text: "Half a sent" }, wait(5000)]);
+  await page.fill("#words", "Again");
+  await page.keyboard.press("Enter");
+  await page.locator(".prose", { hasText: "Half a sent" }).waitFor();
+  await page.keyboard.press("Escape");
+  await page.locator(".notice", { hasText: "Stopped." }).waitFor();
+  silent();
+  const half = page.locator(".turn.model").nth(1);
+  await half.getByRole("button", { name: "Fork here" }).waitFor();
+  assert.match(await half.textContent(), /Half a sent/);
+  // One that breaks off by itself may have gone on without the page.
+  const broken = proxy.speak("/v1/sessions/half/generate", [{ tokens: [1], thinking: "", text: "Hal" }, wait(300), breaks]);
+  await say(page, "Again", ".failure");
+  broken.silent();
+  await page.getByRole("button", { name: "Show what the session has" }).click();
+  await page.locator(".turn").nth(2).waitFor({ state: "detached" });
 });
 
 test("what the server refuses is said", async () => {

@@ -8,37 +8,32 @@ use axum::routing::get;
 
 use super::ApiError;
 
-/// A file of the page.
-struct File {
-    name: &'static str,
-    kind: &'static str,
-    content: &'static str,
-}
-
 macro_rules! files {
-    ($($name:literal: $kind:literal,)*) => {
-        [$(File { name: $name, kind: $kind, content: include_str!(concat!("page/", $name)) },)*]
+    ($($name:literal),*) => {
+        [$(($name, include_str!(concat!("page/", $name)))),*]
     };
 }
 
-const INDEX: File =
-    File { name: "", kind: "text/html; charset=utf-8", content: include_str!("page/index.html") };
-const FILES: [File; 14] = files! {
-    "page.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-    "api.js": "text/javascript; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "answer.js": "text/javascript; charset=utf-8",
-    "chat.js": "text/javascript; charset=utf-8",
-    "composer.js": "text/javascript; charset=utf-8",
-    "dialog.js": "text/javascript; charset=utf-8",
-    "dom.js": "text/javascript; charset=utf-8",
-    "now.js": "text/javascript; charset=utf-8",
-    "prose.js": "text/javascript; charset=utf-8",
-    "sessions.js": "text/javascript; charset=utf-8",
-    "speech.js": "text/javascript; charset=utf-8",
-    "words.js": "text/javascript; charset=utf-8",
-};
+const INDEX: &str = include_str!("page/index.html");
+/// What it is made of, by name.
+const FILES: [(&str, &str); 16] = files![
+    "answer.js",
+    "api.js",
+    "app.js",
+    "branch.js",
+    "chat.js",
+    "composer.js",
+    "dialog.js",
+    "dom.js",
+    "icon.svg",
+    "now.js",
+    "page.css",
+    "prose.js",
+    "sessions.js",
+    "speech.js",
+    "talk.js",
+    "words.js"
+];
 
 /// What a browser may do with them: run and load what comes from here, talk to here, and nothing else. What a model says can be
 /// shown as text only.
@@ -58,25 +53,31 @@ const HEADERS: [(HeaderName, &str); 6] = [
 
 /// `/`, and what it is made of under `/page`.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    Router::new()
-        .route("/", get(|headers: HeaderMap| async move { send(Some(&INDEX), &headers) }))
-        .route("/page/{file}", get(part))
+    Router::new().route("/", get(index)).route("/page/{name}", get(part))
+}
+
+async fn index(headers: HeaderMap) -> Response {
+    send("text/html; charset=utf-8", INDEX, &headers)
 }
 
 async fn part(Path(name): Path<String>, headers: HeaderMap) -> Response {
-    send(FILES.iter().find(|file| file.name == name), &headers)
-}
-
-fn send(file: Option<&File>, headers: &HeaderMap) -> Response {
-    let Some(file) = file else {
+    let Some((_, content)) = FILES.iter().find(|(known, _)| *known == name) else {
         let message = "There is nothing at this address.";
         return ApiError::other(StatusCode::NOT_FOUND, "not_found", message).into_response();
     };
-    let tag = format!("\"{}\"", &blake3::hash(file.content.as_bytes()).to_hex()[..16]);
-    let known = headers.get(header::IF_NONE_MATCH).is_some_and(|known| known == tag.as_str());
-    let mut response = match known {
+    let kind = match name.rsplit('.').next() {
+        Some("css") => "text/css; charset=utf-8",
+        Some("svg") => "image/svg+xml",
+        _ => "text/javascript; charset=utf-8",
+    };
+    send(kind, content, &headers)
+}
+
+fn send(kind: &'static str, content: &'static str, headers: &HeaderMap) -> Response {
+    let tag = format!("\"{}\"", &blake3::hash(content.as_bytes()).to_hex()[..16]);
+    let mut response = match headers.get(header::IF_NONE_MATCH).is_some_and(|known| known == tag.as_str()) {
         true => StatusCode::NOT_MODIFIED.into_response(),
-        false => ([(header::CONTENT_TYPE, file.kind)], file.content).into_response(),
+        false => ([(header::CONTENT_TYPE, kind)], content).into_response(),
     };
     for (name, value) in HEADERS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));

@@ -92,6 +92,22 @@ fn text_is_known_in_other_tokens() {
 }
 
 proptest! {
+    /// Whatever the tokens, their turns come one after another, from the first token to the last.
+    #[test]
+    fn turns_are_one_after_another(which in prop::collection::vec(0usize..8, 0..24)) {
+        let prompter = Prompter::new(tools(), Dialect::Preview);
+        let special = |spelling: &str| tools().special(spelling).unwrap();
+        let word = tools().encode("word").unwrap()[0];
+        let specials = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"];
+        let tokens: Vec<u32> = which.iter().map(|&i| specials.get(i).map_or(word, |&one| special(one))).collect();
+        let turns = prompter.turns(&tokens).unwrap();
+        if let (Some(first), Some(last)) = (turns.first(), turns.last()) {
+            prop_assert_eq!((first.start, last.end), (0, tokens.len()));
+        }
+        prop_assert!(turns.iter().all(|turn| turn.start <= turn.end));
+        prop_assert!(turns.windows(2).all(|pair| pair[0].end == pair[1].start));
+    }
+
     /// Joined or not, the text is that of the prompt.
     #[test]
     fn joining_keeps_the_text(text in "[ab é\n]{0,12}", known in "[ab é\n]{0,12}", cut in 0usize..12) {

@@ -5,9 +5,9 @@ import { Prose } from "./prose.js";
 import { bytes, count, duration, of, progress, speed } from "./words.js";
 
 /** More text than this of a question is shown when asked for. */
-const MUCH = 3000;
-/** The time between two looks at what has come, in milliseconds. */
-const PACE = 60;
+const MUCH = 600;
+/** The time between two looks at what has come, in milliseconds, and between two times that it is read out. */
+const [PACE, BREATH] = [60, 2500];
 
 /** A button that does something with a turn. */
 export const action = (text, onclick, about = {}) => el("button", { type: "button", class: "quiet", text, onclick, ...about });
@@ -75,8 +75,11 @@ export class Answer extends Turn {
     this.body.append(this.wait);
     this.body.after(this.foot);
     this.fresh = { thinking: "", text: "" };
-    /** Called when something new is to be seen. */
+    /** Called when something new is to be seen, and with what is to be read out. */
     this.onshow = () => {};
+    this.onspeak = () => {};
+    /** What was not read out yet, and when something was for the last time. */
+    this.unspoken = { text: "", since: performance.now() };
     this.element.setAttribute("aria-busy", "true");
   }
 
@@ -137,9 +140,20 @@ export class Answer extends Turn {
       this.done(this.fold);
       this.prose ??= this.words();
       this.prose.append(this.fresh.text);
+      this.unspoken.text += this.fresh.text;
+      this.speak(/^[^]*[.!?:\n](?=\s)/);
     }
     this.fresh = { thinking: "", text: "" };
     this.onshow();
+  }
+
+  /** Reads out whole sentences, now and then: not every word as it comes. */
+  speak(what, breath = BREATH) {
+    const now = performance.now();
+    const [said] = now - this.unspoken.since < breath ? [] : (what.exec(this.unspoken.text) ?? []);
+    if (!said) return;
+    this.unspoken = { text: this.unspoken.text.slice(said.length), since: now };
+    this.onspeak(said);
   }
 
   thoughts() {
@@ -189,6 +203,7 @@ export class Answer extends Turn {
   end() {
     this.show();
     this.prose?.end();
+    this.speak(/^[^]+/, 0);
     this.done(this.fold);
     this.wait.replaceChildren();
     for (const call of this.calls.filter(Boolean)) {

@@ -1,24 +1,25 @@
 // The page: its parts, the key, and whether the server is there.
 
 import { call, key } from "./api.js";
+import { begin, open } from "./branch.js";
 import * as chat from "./chat.js";
 import { $, setText } from "./dom.js";
 import * as now from "./now.js";
 import * as sessions from "./sessions.js";
+import { talk } from "./talk.js";
 
 /** Seconds between two looks at the server: while it works, while it does not, and the most while it is not there. */
 const [WORKING, IDLE, AWAY] = [1, 4, 30];
 
 let timer;
 let away = 0;
-let status;
 
 /** Looks at the server, and again after a while. */
 async function look() {
   clearTimeout(timer);
   let pause = IDLE;
   try {
-    status = await call("v1/status");
+    const status = await call("v1/status");
     if (away || !$("key-form").hidden) sessions.refresh();
     away = 0;
     say("");
@@ -75,7 +76,7 @@ function changeKey(value) {
   key.set(value);
   asked = false;
   wantKey(false);
-  chat.begin();
+  begin();
   sessions.refresh();
   look();
 }
@@ -91,7 +92,7 @@ function view() {
     if (link.hash.slice(1).split("/")[0] === shown) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (session && decodeURIComponent(session) !== chat.current()) chat.open(decodeURIComponent(session));
+  if (session && decodeURIComponent(session) !== talk.session) open(decodeURIComponent(session));
 }
 
 /** Puts the session that is open into the address, so that it is open again when the page is loaded again. */
@@ -109,14 +110,7 @@ const changed = () => {
 };
 
 chat.start({ working: look, changed, opened });
-sessions.start({
-  open: chat.open,
-  begin: chat.begin,
-  fork: chat.fork,
-  changed,
-  current: chat.current,
-  stored: () => status?.sessions?.stored,
-});
+sessions.start(changed);
 $("key-open").addEventListener("click", () => {
   asked = $("key-form").hidden;
   wantKey(asked);

@@ -4,8 +4,8 @@ import { call } from "./api.js";
 import { $, el, setText } from "./dom.js";
 import { bytes, count, duration, of, progress, rough } from "./words.js";
 
-/** Speeds are shown of so many looks. */
-const LOOKS = 60;
+/** Speeds of so many seconds are drawn. */
+const DRAWN = 60;
 /** A speed is that of the last few seconds. */
 const OVER = 3;
 
@@ -21,13 +21,12 @@ export function show(status) {
   // Another server, or the same one once more.
   if (last && seconds < last.seconds) looks = [];
   looks.push({ seconds, read: tokens.read, generated: tokens.generated });
-  looks = looks.slice(-LOOKS - 1);
+  looks = looks.filter((look) => seconds - look.seconds <= DRAWN);
   flow("read", "in");
   flow("generated", "out");
-  const { running, waiting, limit } = requests;
+  const { running, waiting } = requests;
   setText($("now-running"), count(running));
   setText($("now-waiting"), count(waiting));
-  setText($("now-limit"), `of ${count(limit)} at most`);
   reading(prefills);
   holds(memory);
   setText($("now-since"), `In ${duration(seconds)}: ${of(tokens.read, "token")} read, ${count(tokens.reused)} reused, ${count(tokens.generated)} generated.`);
@@ -42,7 +41,9 @@ function flow(kind, id) {
   setText($(`now-${id}`), rough(rate(from, last, kind)));
   const rates = looks.slice(1).map((look, i) => rate(looks[i], look, kind));
   const most = Math.max(1, ...rates);
-  const points = rates.map((one, i) => `${(LOOKS - rates.length + i + 1) * 2},${(31 - (30 * one) / most).toFixed(1)}`);
+  const at = (i) => (120 * (1 - (last.seconds - looks[i].seconds) / DRAWN)).toFixed(1);
+  // A speed is that of all the time between two looks.
+  const points = rates.flatMap((one, i) => [i, i + 1].map((end) => `${at(end)},${(31 - (30 * one) / most).toFixed(1)}`));
   $(`now-${id}-line`).setAttribute("points", points.join(" "));
 }
 

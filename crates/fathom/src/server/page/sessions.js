@@ -1,8 +1,10 @@
 // The sessions that the server keeps: a tree, and what can be done with each.
 
 import { call } from "./api.js";
+import { begin, fork, open, path } from "./branch.js";
 import { ask } from "./dialog.js";
 import { $, el, setText } from "./dom.js";
+import { talk } from "./talk.js";
 import { ago, count, of } from "./words.js";
 
 /** So many are listed without a field to look for one. */
@@ -10,10 +12,8 @@ const FEW = 12;
 
 let all = [];
 let unfolded;
-/** What the page around does: open a session in the chat, fork one, say what is open. */
-let page = {};
-
-const path = (name, more = "") => `v1/sessions/${encodeURIComponent(name)}${more}`;
+/** Called when something was changed. */
+let changed = () => {};
 
 /** Asks for the list again. */
 export async function refresh() {
@@ -35,7 +35,7 @@ async function attempt(work) {
     setText($("sessions-problem"), error.message);
     return undefined;
   } finally {
-    page.changed();
+    changed();
   }
 }
 
@@ -44,8 +44,15 @@ export function draw() {
   const wanted = $("sessions-find").value.trim().toLowerCase();
   $("sessions-find-field").hidden = all.length <= FEW && !wanted;
   $("sessions-empty").hidden = all.length > 0;
+  const works = all.filter((one) => one.busy).length;
+  setText($("now-sessions"), count(all.length));
+  setText($("now-busy"), works ? `kept, ${count(works)} at work` : "kept");
   const names = new Set(all.map((one) => one.id));
-  const children = Map.groupBy(all, (one) => (names.has(one.parent?.session) ? one.parent.session : ""));
+  const children = new Map();
+  for (const one of all) {
+    const parent = names.has(one.parent?.session) ? one.parent.session : "";
+    children.set(parent, [...(children.get(parent) ?? []), one]);
+  }
   const focused = document.activeElement?.dataset?.control;
   const seen = new Set();
   const branch = (parent) => {
@@ -66,13 +73,13 @@ export function draw() {
 
 function item(one, names, below) {
   const { id, position, parent, busy, pinned, snapshots } = one;
-  const isOpen = page.current() === id;
+  const isOpen = talk.session === id;
   const about = [of(position, "token")];
   if (busy) about.push("at work");
   if (pinned) about.push("pinned");
   const name = el(
     "button",
-    { type: "button", class: "name", "aria-current": isOpen && "true", "data-control": `open ${id}`, onclick: () => page.open(id) },
+    { type: "button", class: "name", "aria-current": isOpen && "true", "data-control": `open ${id}`, onclick: () => open(id) },
     el("span", { text: id }),
     el("small", { text: about.join(" · ") }),
   );
@@ -106,9 +113,9 @@ function item(one, names, below) {
     el(
       "p",
       { class: "row wrap" },
-      button("Fork", () => page.fork(id, position)),
+      button("Fork", () => fork(id, position)),
       button("Rewind", () => rewind(one), { disabled: position === 0 || busy }),
-      page.stored() && button(pinned ? "Unpin" : "Pin", () => pin(one), { disabled: busy || position === 0 }),
+      talk.server.sessions?.stored && button(pinned ? "Unpin" : "Pin", () => pin(one), { disabled: busy || position === 0 }),
       button("Delete", () => remove(one), { class: "danger", disabled: busy }),
     ),
   );
@@ -124,7 +131,7 @@ async function rewind({ id, position, snapshots }) {
   if (!said) return;
   await attempt(async () => {
     await call(path(id, "/rewind"), { method: "POST", body: { position: Number(said.position) } });
-    if (page.current() === id) page.open(id);
+    if (talk.session === id) open(id);
   });
 }
 
@@ -135,14 +142,14 @@ async function remove({ id, position }) {
   if (!(await ask({ title: `Delete ${id}?`, text, yes: "Delete", danger: true }))) return;
   await attempt(async () => {
     await call(path(id), { method: "DELETE" });
-    if (page.current() === id) page.begin();
+    if (talk.session === id) begin();
     $("sessions-new-name").focus();
   });
 }
 
 /** Connects what is on the page. */
-export function start(around) {
-  page = around;
+export function start(whenChanged) {
+  changed = whenChanged;
   $("sessions-find").addEventListener("input", draw);
   $("sessions-new").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -150,6 +157,6 @@ export function start(around) {
     const made = await attempt(() => call("v1/sessions", { method: "POST", body: name ? { name } : {} }));
     if (!made) return;
     $("sessions-new-name").value = "";
-    page.open(made.id);
+    open(made.id);
   });
 }

@@ -43,7 +43,8 @@ export function progress({ done, total, speed: perSecond }) {
     parts.push(speed(perSecond));
     if (done < total) parts.push(`${duration((total - done) / perSecond)} left`);
   }
-  return parts.join(" · ");
+  // A line breaks between them.
+  return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(" · ");
 }
 
 /** How long ago a time in seconds since 1970 was. */

@@ -119,7 +119,8 @@ async fn a_status_counts_what_has_passed() {
     let (prompts, reused) = (sum("prompt_tokens"), sum("prompt_cache_hit_tokens"));
     assert!(reused > 0 && read["usage"]["reused_tokens"] == 0);
     let appended = read["usage"]["prompt_tokens"].as_u64().unwrap();
-    let expected = json!({"read": prompts - reused + appended, "reused": reused, "generated": sum("completion_tokens")});
+    let expected =
+        json!({"read": prompts - reused + appended, "reused": reused, "generated": sum("completion_tokens")});
     assert_eq!(after["tokens"], expected);
 }
 
@@ -134,7 +135,10 @@ async fn a_session_shows_its_turns() {
     let turns = shown["turns"].as_array().unwrap();
     let roles: Vec<&str> = turns.iter().map(|turn| turn["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["user", "assistant", "user", "assistant"], "{shown}");
-    assert_eq!((&turns[0]["text"], &turns[1]["text"], &turns[2]["text"]), (&json!("Hello"), &first["text"], &json!("Again")));
+    assert_eq!(
+        (&turns[0]["text"], &turns[1]["text"], &turns[2]["text"]),
+        (&json!("Hello"), &first["text"], &json!("Again"))
+    );
     assert_eq!(turns[3]["end"], shown["position"]);
     // Back to before the second question, and asked once more.
     let position = &turns[2]["start"];
