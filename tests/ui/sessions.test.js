@@ -150,7 +150,6 @@ test("what the server refuses is said", async () => {
   await page.locator("#sessions-problem", { hasText: "already" }).waitFor();
   // One that is gone.
   await page.goto(`${server.address}/#chat/nobody`);
-  await page.reload();
   await page.locator("#log .failure", { hasText: "no session" }).waitFor();
   await title(page, "Chat");
 });

@@ -92,12 +92,13 @@ function view() {
     if (link.hash.slice(1).split("/")[0] === shown) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (session && decodeURIComponent(session) !== talk.session) open(decodeURIComponent(session));
+  // Names need no escapes.
+  if (session && session !== talk.session) open(session);
 }
 
 /** Puts the session that is open into the address, so that it is open again when the page is loaded again. */
 function opened(name) {
-  const hash = name ? `#chat/${encodeURIComponent(name)}` : "#chat";
+  const hash = name ? `#chat/${name}` : "#chat";
   if (location.hash !== hash) history.replaceState(null, "", hash);
   $("nav-chat").href = hash;
   view();

@@ -34,6 +34,7 @@ async function run(one, said) {
   phase("Waiting for the server");
   view.waits("Waiting for the server");
   talk.hooks.working();
+  await talk.rest;
   const start = talk.position;
   try {
     const first = system ? [{ role: "system", content: system }] : [];
@@ -125,6 +126,7 @@ async function fail(error, one, answer, said, start) {
     const lingers = " The server reads the prompt on for a while, so that sending it again goes on from there.";
     view.note(stopped && view.reading && !session ? text + lingers : text, !stopped, again);
     if (error.wait) countdown(again, error.wait);
+    if (session && stopped) talk.rest = find(session);
   } else if (session && !stopped) {
     view.end();
     view.note(text, true, action("Show what the session has", () => open(session)));
@@ -146,8 +148,9 @@ async function retry(one, answer, said, start) {
   if (talk.stop) return;
   if (session) {
     // It may have got one that did not come here.
-    const now = await call(path(session)).catch(() => undefined);
-    if (now && now.position !== start) return open(session);
+    await find(session);
+    if (talk.session !== session) return undefined;
+    if (talk.position !== start) return open(session);
   }
   cut(answer);
   return run(one, said);
@@ -171,7 +174,7 @@ async function find(session) {
   for (let i = 0; i < 20; i += 1) {
     const { position, busy: works } = await call(path(session)).catch(() => ({ busy: true }));
     if (!works) {
-      talk.position = position;
+      if (talk.session === session) talk.position = position;
       return;
     }
     await new Promise((wait) => setTimeout(wait, 250));

@@ -16,6 +16,8 @@ export const talk = {
   stop: undefined,
   /** A question that got no answer. */
   unanswered: undefined,
+  /** What to wait for before more is said: a session that was stopped comes to rest. */
+  rest: undefined,
   /** What the server is. */
   server: { model: "", context: 0, efforts: [], tools: false },
   /** Called when there is work for the server, when sessions may have changed, and when another one is open. */
@@ -85,7 +87,7 @@ export function busy(stop) {
 /** Stops what is under way, and forgets what there was. */
 export function clear() {
   talk.stop?.abort();
-  Object.assign(talk, { session: undefined, position: 0, messages: [], turns: [], unanswered: undefined });
+  Object.assign(talk, { session: undefined, position: 0, messages: [], turns: [], unanswered: undefined, rest: undefined });
   log().replaceChildren();
   $("empty").hidden = false;
   sticks = true;
