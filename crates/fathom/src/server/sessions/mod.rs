@@ -101,7 +101,7 @@ async fn show<G: Generate>(
             shown["tokens"] = json!(*tokens);
         }
         if show.turns {
-            let turns = prompter.turns(&*sessions.tokens(&owner, &name)?);
+            let turns = prompter.turns(&sessions.tokens(&owner, &name)?);
             let turns = turns.map_err(|error| ApiError::internal(error.to_string()))?;
             shown["turns"] = turns.iter().map(turn).collect();
         }
