@@ -68,9 +68,9 @@ impl Checkpoint {
         }
         let shards = self.packed_shards()?;
         // Before anything is put there, even a lock; and again when no other run can be at it.
-        self.check_folder(out)?;
+        self.check_folder(source, out)?;
         let _lock = lock(out)?;
-        self.check_folder(out)?;
+        self.check_folder(source, out)?;
         self.check_source()?;
         if !shards.iter().all(|shard| is_there(&out.join(&shard.name), shard)) {
             // They would make a checkpoint of what is replaced and what is not yet.
@@ -100,7 +100,10 @@ impl Checkpoint {
             }
         }
         let index = json!({"metadata": {"total_size": self.weight_bytes()}, "weight_map": weight_map});
-        others(source, out)?;
+        for path in others(source)? {
+            let bytes = fs::read(&path).map_err(|cause| Error::Read { path: path.clone(), cause })?;
+            whole(&beside(out, &path), |file| Ok(file.write_all(&bytes)?))?;
+        }
         whole(&out.join(INDEX), |file| Ok(file.write_all(index.to_string().as_bytes())?))?;
         let path = source.join(CONFIG);
         let config = fs::read(&path).map_err(|cause| Error::Read { path: path.clone(), cause })?;
@@ -128,8 +131,8 @@ impl Checkpoint {
         Ok(self.packed_shards()?.iter().map(needs).sum())
     }
 
-    /// What `out` has of checkpoints was packed from these very files.
-    fn check_folder(&self, out: &Path) -> Result<(), Error> {
+    /// What `out` has of checkpoints was packed from these very files, and a first run replaces nothing.
+    fn check_folder(&self, source: &Path, out: &Path) -> Result<(), Error> {
         let read = |path: &Path| {
             let path = path.to_owned();
             move |cause| Error::Read { path, cause }
@@ -159,7 +162,12 @@ impl Checkpoint {
             }
         }
         // A copy's own come after its shards.
-        described.filter(|_| !copied).map_or(Ok(()), |path| foreign(&path))
+        if copied {
+            return Ok(());
+        }
+        let others = others(source)?;
+        let theirs = others.iter().find(|path| is_other(path, &beside(out, path))).map(|path| beside(out, path));
+        described.or(theirs).map_or(Ok(()), |path| foreign(&path))
     }
 
     /// The original's files are those that were opened, as they were then.
@@ -173,31 +181,29 @@ impl Checkpoint {
 
     /// Tensors by shard, in the order in which they are read.
     fn packed_shards(&self) -> Result<Vec<Shard>, Error> {
-        let c = self.config();
         let mut names: Vec<&str> = self.names().collect();
         names.sort_unstable();
-        let routed = |name: &&str| name.starts_with("layers.") && name.contains(".ffn.experts.");
-        let (experts, others): (Vec<&str>, Vec<&str>) = names.into_iter().partition(routed);
+        let numbers = |name: &str| {
+            let (layer, rest) = name.strip_prefix("layers.")?.split_once(".ffn.experts.")?;
+            Some((layer.parse().ok()?, rest.split_once('.')?.0.parse().ok()?))
+        };
+        let (experts, others): (Vec<&str>, Vec<&str>) = names.into_iter().partition(|name| numbers(name).is_some());
         let (drafts, dense): (Vec<&str>, Vec<&str>) = others.into_iter().partition(|name| name.starts_with("mtp."));
         let one = |names: Vec<&str>| vec![names.into_iter().map(str::to_owned).collect::<Vec<_>>()];
         let mut all = vec![self.packed_shard("dense.safetensors".into(), one(dense))?];
         if !drafts.is_empty() {
             all.push(self.packed_shard("drafts.safetensors".into(), one(drafts))?);
         }
-        let mut by_expert: BTreeMap<(usize, usize), Vec<String>> = BTreeMap::new();
+        // Of layers that the configuration has, and of drafts that third parties number on from them.
+        let mut layers: BTreeMap<usize, BTreeMap<usize, Vec<String>>> = BTreeMap::new();
         for name in experts {
-            let numbers = || {
-                let (layer, rest) = name.strip_prefix("layers.")?.split_once(".ffn.experts.")?;
-                Some((layer.parse().ok()?, rest.split_once('.')?.0.parse().ok()?))
-            };
-            by_expert.entry(numbers().unwrap_or((usize::MAX, 0))).or_default().push(name.to_owned());
-        }
-        for layer in (0..c.num_hidden_layers).chain([usize::MAX]) {
-            let groups: Vec<Vec<String>> =
-                by_expert.range((layer, 0)..=(layer, usize::MAX)).map(|(_, n)| n.clone()).collect();
-            if !groups.is_empty() {
-                all.push(self.packed_shard(format!("experts-{:05}.safetensors", layer.min(99_999)), groups)?);
+            if let Some((layer, expert)) = numbers(name) {
+                layers.entry(layer).or_default().entry(expert).or_default().push(name.to_owned());
             }
+        }
+        for (layer, groups) in layers {
+            let groups = groups.into_values().collect();
+            all.push(self.packed_shard(format!("experts-{layer:05}.safetensors"), groups)?);
         }
         Ok(all)
     }
@@ -371,29 +377,40 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Copies what else is in the model's folder: tokenizers, licences.
-fn others(source: &Path, out: &Path) -> Result<(), Error> {
-    let read = |path: &Path| {
-        let path = path.to_owned();
-        move |cause| Error::Read { path, cause }
-    };
-    for entry in fs::read_dir(source).map_err(read(source))? {
-        let path = entry.map_err(read(source))?.path();
-        let name = path.file_name().unwrap_or_default().to_owned();
+/// What else is in the model's folder and is copied along: tokenizers, licences.
+fn others(source: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |cause| Error::Read { path: source.to_owned(), cause };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(source).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default();
         // Our own, and what belongs to whoever writes to the original.
         let not = [CONFIG, INDEX, LOCK].iter().any(|not| name == *not)
             || path.extension().is_some_and(|e| e == "safetensors" || e == "partial");
-        let small = fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_OTHER);
-        if small && !not {
-            let bytes = fs::read(&path).map_err(read(&path))?;
-            whole(&out.join(name), |file| Ok(file.write_all(&bytes)?))?;
+        if !not && fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_OTHER) {
+            found.push(path);
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+/// Where a file of that name is in the folder.
+fn beside(out: &Path, path: &Path) -> PathBuf {
+    out.join(path.file_name().unwrap_or_default())
+}
+
+/// Whether there is something of that name, and not the same file's copy.
+fn is_other(ours: &Path, theirs: &Path) -> bool {
+    let length = |path| fs::metadata(path).ok().map(|m| m.len());
+    let same = || length(ours) == length(theirs) && fs::read(ours).ok() == fs::read(theirs).ok();
+    theirs.symlink_metadata().is_ok() && !same()
 }
 
 #[cfg(test)]
 mod tests {
+    use safetensors::SafeTensors;
+    use safetensors::tensor::{Dtype, TensorView};
+
     use super::*;
     use crate::experts::Places;
     use crate::synth::Synth;
@@ -542,11 +559,37 @@ mod tests {
         let again = pack(a.path(), &out, |_, _| ()).unwrap();
         assert_eq!(again.kept, again.bytes);
 
-        for name in ["config.json", INDEX, "other.safetensors"] {
+        fs::write(a.path().join("README.md"), "the model").unwrap();
+        for name in ["config.json", INDEX, "other.safetensors", "README.md"] {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join(name), "{}").unwrap();
             let message = pack(a.path(), folder.path(), |_, _| ()).unwrap_err();
             assert!(message.contains(name), "{message}");
+            assert_eq!(fs::read_to_string(folder.path().join(name)).unwrap(), "{}");
+        }
+        // What is the same, or is not in the model's folder, does not matter.
+        fs::write(there.path().join("README.md"), "the model").unwrap();
+        fs::write(there.path().join("notes"), "mine").unwrap();
+        pack(a.path(), there.path(), |_, _| ()).unwrap();
+        assert_eq!(fs::read_to_string(there.path().join("notes")).unwrap(), "mine");
+    }
+
+    /// Drafts that are numbered on from the layers, and what is called like an expert and is none.
+    #[test]
+    fn no_tensor_is_left_out() {
+        let (a, there) = (model(1), tempfile::tempdir().unwrap());
+        let path = a.path().join("model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let more = ["layers.7.enorm.weight", "layers.7.ffn.experts.3.w1.weight", "layers.1.ffn.experts.x"];
+        let more = more.map(|name| (name.to_owned(), TensorView::new(Dtype::U8, vec![5], &[7; 5]).unwrap()));
+        let tensors = file.tensors().into_iter().chain(more);
+        fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let original = Checkpoint::open(a.path()).unwrap();
+        original.pack(a.path(), there.path(), &mut |_, _| ()).unwrap();
+        let copy = Checkpoint::open(there.path()).unwrap();
+        for name in original.names() {
+            assert_eq!(original.bytes(name).unwrap(), copy.bytes(name).unwrap(), "{name}");
         }
     }
 

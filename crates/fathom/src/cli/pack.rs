@@ -7,6 +7,7 @@ use fathom_kernels::human;
 use fathom_weights::{Checkpoint, Packed};
 
 use super::Outcome;
+use crate::drive::free_bytes;
 use crate::ui::{Progress, out};
 
 /// Flags of `fathom pack`.
@@ -38,11 +39,7 @@ pub fn pack(args: &Args) -> Outcome {
 
 /// Whether the drive has room, told before hours of writing rather than after.
 fn room(checkpoint: &Checkpoint, args: &Args) -> Outcome {
-    let there = args.out.ancestors().find(|folder| folder.is_dir());
-    let Some(free) = there.and_then(|folder| rustix::fs::statvfs(folder).ok()).map(|fs| fs.f_bavail * fs.f_frsize)
-    else {
-        return Ok(());
-    };
+    let Ok(free) = free_bytes(&args.out) else { return Ok(()) };
     let wants = checkpoint.pack_needs(&args.out)?;
     if free < wants {
         let out = args.out.display();

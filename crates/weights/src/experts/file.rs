@@ -29,10 +29,11 @@ impl ShardFile {
             false => (open_buffered(path)?, Some("direct I/O was not asked for".to_owned())),
         };
         let shard = ShardFile { path: path.to_owned(), file, buffered, watch: Watch::new(known) };
-        if FileId::of(&shard.file) != Some(known) {
+        if FileId::of(&shard.file).map(|id| id.file()) != Some(known.file()) {
             let problem = "it is another file than the one whose header was read".to_owned();
             return Err(Error::Changed { path: path.to_owned(), offset: 0, problem });
         }
+        shard.check(0)?;
         Ok(shard)
     }
 
@@ -119,6 +120,47 @@ fn file_system(path: &Path) -> &'static str {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+    use crate::experts::reader::ways;
+
+    /// Between two openings of a shard anything may happen to it; what it was is said.
+    #[test]
+    fn a_shard_that_changed_since_its_header_was_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("shard"), folder.path().join("other"));
+        std::fs::write(&path, [1; 9]).unwrap();
+        let known = FileId::of(&File::open(&path).unwrap()).unwrap();
+        let open = || ShardFile::open(&path, known, false, None).map_err(|e| e.to_string());
+        open().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::hard_link(&path, &other).unwrap();
+        assert!(open().unwrap_err().contains("its change time moved"));
+        std::fs::write(&path, [2; 9]).unwrap();
+        assert!(open().unwrap_err().contains("it was written to"));
+        std::fs::write(&path, [1; 8]).unwrap();
+        assert!(open().unwrap_err().contains("it has 8 bytes, not 9"));
+        std::fs::write(&other, [1; 9]).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::copy(&other, &path).unwrap();
+        assert!(open().unwrap_err().contains("it is another file"));
+    }
+
+    /// Shards may be on several file systems, of which one refuses.
+    #[test]
+    fn what_is_read_by_way_of_the_page_cache_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut files = ["a", "b"].map(|name| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            let known = FileId::of(&File::open(&path).unwrap()).unwrap();
+            ShardFile::open(&path, known, false, None).unwrap()
+        });
+        assert_eq!(ways(&files), "the page cache: direct I/O was not asked for");
+        files[0].buffered = None;
+        let text = ways(&files);
+        assert!(text.starts_with("direct I/O, but the page cache for 1 of 2 files") && text.contains("/b: "), "{text}");
+        files[1].buffered = None;
+        assert_eq!(ways(&files), "direct I/O");
+    }
 
     /// The kernel's own files refuse direct I/O, as tmpfs and network file systems may.
     #[test]

@@ -212,12 +212,7 @@ impl Reader {
 
     /// What is in use, for people.
     pub(crate) fn describe(&self) -> String {
-        let buffered = self.shared.files.iter().find_map(|file| Some((file, file.buffered.as_ref()?)));
-        let how = match buffered {
-            None => "direct I/O".to_owned(),
-            Some((_, why)) => format!("the page cache: {why}"),
-        };
-        format!("{}, {} reads at once, {how}", self.kind, self.depth)
+        format!("{}, {} reads at once, {}", self.kind, self.depth, ways(&self.shared.files))
     }
 
     pub(crate) fn totals(&self) -> &Totals {
@@ -272,6 +267,18 @@ impl Reader {
         if let Some(bell) = &self.bell {
             bell.ring();
         }
+    }
+}
+
+/// Which files are read past the page cache, for people, and why others are not.
+pub(super) fn ways(files: &[ShardFile]) -> String {
+    let buffered: Vec<_> =
+        files.iter().filter_map(|file| Some((file.path.display(), file.buffered.as_ref()?))).collect();
+    let (some, all) = (buffered.len(), files.len());
+    match buffered.first() {
+        None => "direct I/O".to_owned(),
+        Some((_, why)) if some == all => format!("the page cache: {why}"),
+        Some((path, why)) => format!("direct I/O, but the page cache for {some} of {all} files, such as {path}: {why}"),
     }
 }
 
