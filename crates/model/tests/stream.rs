@@ -129,7 +129,8 @@ fn a_read_error_ends_one_pass() {
 /// For five seconds, or `FATHOM_TEST_TIMES` times as long.
 #[test]
 fn a_drive_that_stalls_is_waited_for() {
-    let times: u32 = std::env::var("FATHOM_TEST_TIMES").map_or(1, |n| n.parse().expect("FATHOM_TEST_TIMES is a number"));
+    let times: u32 =
+        std::env::var("FATHOM_TEST_TIMES").map_or(1, |n| n.parse().expect("FATHOM_TEST_TIMES is a number"));
     let stall = Duration::from_millis(5500) * times;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));
