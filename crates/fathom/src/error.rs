@@ -47,6 +47,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A certificate or its key is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The server's address cannot be had.
     #[error("cannot listen on {address}: {cause}; choose another with --host and --port")]
     Listen {

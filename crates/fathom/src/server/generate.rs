@@ -16,6 +16,14 @@ pub trait Generate: Send + Sync + 'static {
     /// What is wrong with the request, or that the queue is full.
     fn submit(&self, request: Request, sink: Sink) -> Result<(), Error>;
 
+    /// Ends all requests soon and takes no more.
+    fn stop(&self) {}
+
+    /// Whether it takes requests.
+    fn is_open(&self) -> bool {
+        true
+    }
+
     /// What it has done.
     fn counts(&self) -> Counts {
         Counts::default()
@@ -41,6 +49,14 @@ pub trait Generate: Send + Sync + 'static {
 impl Generate for Engine {
     fn submit(&self, request: Request, sink: Sink) -> Result<(), Error> {
         Engine::submit(self, request, sink)
+    }
+
+    fn stop(&self) {
+        Engine::stop(self);
+    }
+
+    fn is_open(&self) -> bool {
+        Engine::is_open(self)
     }
 
     fn counts(&self) -> Counts {

@@ -1,6 +1,5 @@
 //! A line for each reply, and the id by which client and operator speak of it.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +12,7 @@ use serde_json::json;
 
 use super::reply::reply_id;
 use super::{Generate, Service};
+use crate::ui::say;
 
 /// How replies are logged, on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -24,6 +24,23 @@ pub enum Log {
     Text,
     /// A line of JSON.
     Json,
+}
+
+impl Log {
+    /// Says something that happened to the server, in the form of the other lines.
+    pub(super) fn note(self, message: &str) {
+        match self {
+            Log::None | Log::Text => say!("{message}"),
+            Log::Json => {
+                let line = json!({"time": seconds_now(), "level": "info", "event": "note", "message": message});
+                say!("{line}");
+            }
+        }
+    }
+}
+
+fn seconds_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// The longest id that is taken from a client.
@@ -56,10 +73,9 @@ pub(super) async fn log<G: Generate>(
         Log::None => return response,
         Log::Text => format!("{method} {route} {status} in {seconds:.3} s ({id})"),
         Log::Json => {
-            let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
             let level = if status >= 500 { "error" } else { "info" };
             json!({
-                "time": time,
+                "time": seconds_now(),
                 "level": level,
                 "event": "reply",
                 "request_id": id,
@@ -71,7 +87,6 @@ pub(super) async fn log<G: Generate>(
             .to_string()
         }
     };
-    // Nobody may be there to read it, which is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    say!("{line}");
     response
 }

@@ -12,6 +12,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::experts::experts;
+use super::openapi::Foreign;
 use super::{Generate, Service};
 use crate::ui::{peak_rss, rss};
 
@@ -57,6 +58,11 @@ impl Metrics {
         let (queue, first_token) = (self.queue.clone(), self.first_token.clone());
         let (between_tokens, request) = (self.between_tokens.clone(), self.request.clone());
         Watch { start: now, last: None, began: false, queue, first_token, between_tokens, request }
+    }
+
+    /// Sums up what was measured; until then each measurement takes memory of its own.
+    pub(super) fn upkeep(&self) {
+        self.handle.run_upkeep();
     }
 
     fn gauge(&self, name: &'static str, about: &'static str, labels: Vec<Label>) -> Gauge {
@@ -148,7 +154,8 @@ impl Watch {
     }
 }
 
-/// All numbers, as they are now.
+/// Numbers for Prometheus; asks for no key.
+#[utoipa::path(get, path = "/metrics", security(()), responses((status = 200, body = String, content_type = "text/plain"), Foreign))]
 pub(super) async fn metrics<G: Generate>(State(service): State<Arc<Service<G>>>) -> Response {
     let metrics = &service.metrics;
     metrics.count(service.engine.counts());

@@ -9,28 +9,36 @@ use axum::http::Request as HttpRequest;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
-use super::body::read_in_time;
 use super::chat::Chat;
 use super::dialect::Dialect;
+use super::openapi::{Named404, Refused, TextReply, TokensReply, WithBody};
 use super::reply::render;
 use super::request::{json as parsed, typed};
 use super::{ApiError, Generate, Service};
 
 /// A text, or a conversation in the form of `/v1/chat/completions`.
-#[derive(Debug, Deserialize)]
-struct Text {
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = TokenizeBody)]
+pub(super) struct Text {
     prompt: Option<String>,
     /// Whether a text is to begin with the token that begins every sequence.
     add_special_tokens: Option<bool>,
+    /// A conversation, if there is no text.
+    #[serde(default)]
+    messages: Value,
 }
 
-#[derive(Debug, Deserialize)]
-struct Tokens {
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = DetokenizeBody)]
+pub(super) struct Tokens {
     tokens: Vec<u32>,
 }
 
 /// The tokens of a text, or of a conversation's prompt.
+#[utoipa::path(post, path = "/tokenize", request_body = Text,
+    responses((status = 200, body = TokensReply), Refused, WithBody, Named404))]
 pub(super) async fn tokenize<G: Generate>(
     State(service): State<Arc<Service<G>>>,
     request: HttpRequest<Body>,
@@ -43,7 +51,7 @@ pub(super) async fn tokenize<G: Generate>(
                 service.prompter.tokenizer().encode(&prompt).map_err(encoded)?
             }
             Some(prompt) => service.prompter.raw(&prompt).map_err(encoded)?,
-            None if body["messages"].is_array() => {
+            None if text.messages.is_array() => {
                 if body["model"].is_null() {
                     body["model"] = service.served.model.clone().into();
                 }
@@ -57,6 +65,8 @@ pub(super) async fn tokenize<G: Generate>(
 }
 
 /// The text of tokens.
+#[utoipa::path(post, path = "/detokenize", request_body = Tokens,
+    responses((status = 200, body = TextReply), Refused, WithBody))]
 pub(super) async fn detokenize<G: Generate>(
     State(service): State<Arc<Service<G>>>,
     request: HttpRequest<Body>,
@@ -74,8 +84,8 @@ async fn with_body<G: Generate>(
     answer: impl FnOnce(&Service<G>, Value) -> Result<Value, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let owner = service.keys.owner(request.headers())?;
-    let body = read_in_time(request.into_body(), service.limits.body).await?;
+    let body = service.desk.receive(request.into_body()).await?;
     let _slot = service.take_slot(&owner)?;
-    let answered = tokio::task::spawn_blocking(move || answer(&service, parsed(&body)?)).await;
+    let answered = tokio::task::spawn_blocking(move || answer(&service, parsed(&body.bytes)?)).await;
     Ok(Json(answered.map_err(|_| ApiError::internal("Reading the request failed."))??).into_response())
 }
