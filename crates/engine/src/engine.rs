@@ -105,6 +105,8 @@ struct Queue {
     closed: bool,
     /// Whether those that run are to end now.
     stopped: bool,
+    /// States that are kept, and their tokens.
+    kept: (usize, usize),
     /// When those who wait were told last.
     told: Option<Instant>,
 }
@@ -136,9 +138,10 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// What is to be forgotten. Waits for something to happen if there is nothing else to do.
-    pub(crate) fn news(&self, idle: bool) -> Vec<Past> {
+    /// What is to be forgotten. Waits for something to happen if there is nothing else to do. `kept` is what there is meanwhile.
+    pub(crate) fn news(&self, idle: bool, kept: (usize, usize)) -> Vec<Past> {
         let mut queue = self.lock();
+        queue.kept = kept;
         if idle {
             queue = self.changed.wait_while(queue, |queue| !queue.news).unwrap_or_else(PoisonError::into_inner);
         }
@@ -350,6 +353,11 @@ impl Engine {
     pub fn load(&self) -> (usize, usize) {
         let queue = self.shared.lock();
         (queue.waiting.len(), queue.running)
+    }
+
+    /// States in memory that requests can go on from, and the tokens that those have seen.
+    pub fn kept(&self) -> (usize, usize) {
+        self.shared.lock().kept
     }
 
     /// Who holds how much of the device's memory.

@@ -73,7 +73,7 @@ impl<D: Device> Worker<D> {
         let model = Arc::clone(&self.model);
         let mut idle = true;
         loop {
-            self.shared.news(idle).iter().for_each(|past| self.cache.forget(past));
+            self.shared.news(idle, self.cache.held()).iter().for_each(|past| self.cache.forget(past));
             if self.running.is_empty() && self.looking.is_empty() && self.shared.is_over() {
                 break;
             }

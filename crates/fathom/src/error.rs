@@ -55,6 +55,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Traces cannot be sent there.
+    #[error("--otlp {url}: {problem}")]
+    Traces {
+        /// Where to.
+        url: String,
+        /// Why not.
+        problem: String,
+    },
     /// The server's address cannot be had.
     #[error("cannot listen on {address}: {cause}; choose another with --host and --port")]
     Listen {

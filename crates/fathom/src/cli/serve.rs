@@ -12,7 +12,9 @@ use clap::builder::NonEmptyStringValueParser;
 use super::Outcome;
 use super::model::{EMBEDDED, Files, Options, folder_name, load_for};
 use super::store::StoreOptions;
-use crate::server::{BodyLimits, KeyLimits, Keys, Limits, Log, Origins, Service, Tls, document, serve as listen};
+use crate::server::{
+    BodyLimits, KeyLimits, Keys, Limits, Log, Origins, Service, Tls, Traces, document, serve as listen,
+};
 use crate::ui::{out, say};
 use fathom_engine::{EngineOptions, Sessions};
 use fathom_weights::experts::ExpertCache;
@@ -70,6 +72,9 @@ pub struct Args {
     /// A file of the certificate's private key, PEM
     #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
+    /// A collector of OpenTelemetry that spans of requests are sent to, such as http://localhost:4318
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
     /// How replies are logged, on standard error
     #[arg(long, value_enum, default_value_t = Log::None)]
     log: Log,
@@ -114,6 +119,7 @@ pub fn serve(args: &Args) -> Outcome {
         _ => return Err("--tls-cert and --tls-key go together".into()),
     };
     let origins = Origins::new(&args.cors)?;
+    let traces = args.otlp.as_deref().map(Traces::open).transpose()?;
     let files = Files::open(args.model.as_deref())?;
     let parallel = usize::from(args.parallel);
     let most = files.checkpoint.config().max_position_embeddings;
@@ -145,6 +151,9 @@ pub fn serve(args: &Args) -> Outcome {
         .with_origins(origins);
     if let Some(tls) = tls {
         service = service.with_tls(tls);
+    }
+    if let Some(traces) = traces {
+        service = service.with_traces(traces);
     }
     let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
     if loaded.model.streaming().is_some() {

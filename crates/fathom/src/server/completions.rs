@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 
 use super::dialect::{Unsupported, refuse};
 use super::events::Events;
-use super::openapi::{Asked, CompletionsReply, Refused, WithBody};
+use super::openapi::{Asked, CompletionsReply, Refused, ServerEvent, WithBody};
 use super::reply::{KEEP_ALIVE, LOWEST_LOGPROB, now, reply_id};
 use super::request::{Sampled, json as parsed, typed};
 use super::{ApiError, Generate, Service};
@@ -92,7 +92,7 @@ pub(super) struct CompletionsBody {
 
 /// Continues texts as they stand.
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionsBody,
-    responses((status = 200, content((CompletionsReply = "application/json"), (String = "text/event-stream"))), Refused,
+    responses((status = 200, content((CompletionsReply = "application/json"), (ServerEvent = "text/event-stream"))), Refused,
         WithBody, Asked))]
 pub(super) async fn completions<G: Generate>(
     State(service): State<Arc<Service<G>>>,

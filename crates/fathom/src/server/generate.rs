@@ -34,6 +34,11 @@ pub trait Generate: Send + Sync + 'static {
         (0, 0)
     }
 
+    /// States in memory that requests can go on from, and the tokens that those have seen.
+    fn kept(&self) -> (usize, usize) {
+        (0, 0)
+    }
+
     /// Who holds how much memory.
     fn memory(&self) -> Vec<Holding> {
         Vec::new()
@@ -65,6 +70,10 @@ impl Generate for Engine {
 
     fn load(&self) -> (usize, usize) {
         Engine::load(self)
+    }
+
+    fn kept(&self) -> (usize, usize) {
+        Engine::kept(self)
     }
 
     fn memory(&self) -> Vec<Holding> {

@@ -61,7 +61,11 @@ pub(super) async fn log<G: Generate>(
     let method = request.method().clone();
     // The route, not the address: there may be names in that.
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
-    let mut response = next.run(request).await;
+    let trace = service.traces.as_ref().map(|traces| traces.begin(&method, &route, &id, request.headers()));
+    let mut response = match &trace {
+        Some(trace) => trace.around(next.run(request)).await,
+        None => next.run(request).await,
+    };
     if let Ok(value) = HeaderValue::from_str(&id) {
         // OpenAI's clients read the one, Anthropic's the other.
         response.headers_mut().insert("x-request-id", value.clone());
@@ -69,6 +73,9 @@ pub(super) async fn log<G: Generate>(
     }
     let (status, seconds) = (response.status().as_u16(), start.elapsed().as_secs_f64());
     service.metrics.replied(&route, status);
+    if let Some(trace) = trace {
+        trace.end(status);
+    }
     let line = match service.log {
         Log::None => return response,
         Log::Text => format!("{method} {route} {status} in {seconds:.3} s ({id})"),

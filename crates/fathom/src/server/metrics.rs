@@ -1,20 +1,21 @@
 //! `/metrics`, in Prometheus' text format. No text of anybody's, and no names.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use fathom_engine::{Counts, Event};
+use fathom_engine::{Counts, Event, Finish};
 use fathom_kernels::Holding;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::experts::experts;
 use super::openapi::Foreign;
+use super::trace::{Phases, Times};
 use super::{Generate, Service};
-use crate::ui::{peak_rss, rss};
+use crate::ui::{peak_rss, process_io, rss};
 
 /// Bounds of histograms, in seconds: a token in a millisecond, a prompt in an hour.
 const SECONDS: [f64; 20] = [
@@ -53,11 +54,12 @@ impl Metrics {
     }
 
     /// For a request that is handed to the engine now.
-    pub(super) fn watch(&self) -> Watch {
-        let now = Instant::now();
+    pub(super) fn watch(&self, phases: Option<Phases>) -> Watch {
         let (queue, first_token) = (self.queue.clone(), self.first_token.clone());
         let (between_tokens, request) = (self.between_tokens.clone(), self.request.clone());
-        Watch { start: now, last: None, began: false, queue, first_token, between_tokens, request }
+        let (start, since) = (Instant::now(), SystemTime::now());
+        let (began, first, last, tokens, whole) = (None, None, None, 0, false);
+        Watch { start, since, began, first, last, tokens, whole, queue, first_token, between_tokens, request, phases }
     }
 
     /// Sums up what was measured; until then each measurement takes memory of its own.
@@ -98,6 +100,27 @@ impl Metrics {
         }
     }
 
+    /// What the process had drives do, where the system tells.
+    fn drives(&self) {
+        let (read, written) = process_io();
+        for (name, about, bytes) in [
+            ("fathom_drive_read_bytes_total", "Bytes this process had drives read.", read),
+            ("fathom_drive_written_bytes_total", "Bytes this process had drives write.", written),
+        ] {
+            if let Some(bytes) = bytes {
+                self.counter(name, about, Vec::new()).absolute(bytes);
+            }
+        }
+    }
+
+    /// States in memory that requests go on from.
+    fn kept(&self, (states, tokens): (usize, usize)) {
+        let about = "States in memory that requests can go on from.";
+        self.gauge("fathom_states_kept", about, Vec::new()).set(states as f64);
+        let about = "Tokens that those have seen, each counted in every state that has it.";
+        self.gauge("fathom_states_kept_tokens", about, Vec::new()).set(tokens as f64);
+    }
+
     fn load(&self, (waiting, running): (usize, usize)) {
         self.gauge("fathom_requests_waiting", "Requests that wait for a place.", Vec::new()).set(waiting as f64);
         self.gauge("fathom_requests_running", "Requests that run.", Vec::new()).set(running as f64);
@@ -125,32 +148,61 @@ impl Metrics {
 /// The times of one request.
 pub(super) struct Watch {
     start: Instant,
+    /// The same by the calendar.
+    since: SystemTime,
+    began: Option<Instant>,
+    first: Option<Instant>,
     last: Option<Instant>,
-    began: bool,
+    tokens: u64,
+    whole: bool,
     queue: Histogram,
     first_token: Histogram,
     between_tokens: Histogram,
     request: Histogram,
+    phases: Option<Phases>,
 }
 
 impl Watch {
     /// Notes when an event came.
     pub(super) fn see(&mut self, event: &Event) {
         match event {
-            Event::Prefill { .. } if !self.began => {
-                self.began = true;
+            Event::Prefill { .. } if self.began.is_none() => {
+                self.began = Some(Instant::now());
                 self.queue.record(self.start.elapsed());
             }
             Event::Token { .. } => {
                 let now = Instant::now();
+                self.tokens += 1;
                 match self.last.replace(now) {
                     Some(last) => self.between_tokens.record(now - last),
-                    None => self.first_token.record(now - self.start),
+                    None => {
+                        self.first = Some(now);
+                        self.first_token.record(now - self.start);
+                    }
                 }
             }
-            Event::Done { .. } | Event::Failed(_) => self.request.record(self.start.elapsed()),
+            Event::Done { reason, .. } => {
+                self.whole = *reason != Finish::Cancelled;
+                self.request.record(self.start.elapsed());
+            }
+            Event::Failed(_) => self.request.record(self.start.elapsed()),
             _ => {}
         }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let Some(phases) = self.phases.take() else { return };
+        let at = |instant: Instant| self.since + (instant - self.start);
+        phases.tell(Times {
+            start: self.since,
+            began: self.began.map(at),
+            first: self.first.map(at),
+            end: at(Instant::now()),
+            tokens: self.tokens,
+            whole: self.whole,
+        });
     }
 }
 
@@ -160,6 +212,8 @@ pub(super) async fn metrics<G: Generate>(State(service): State<Arc<Service<G>>>)
     let metrics = &service.metrics;
     metrics.count(service.engine.counts());
     metrics.load(service.engine.load());
+    metrics.kept(service.engine.kept());
+    metrics.drives();
     metrics.memory(&service.engine.memory(), service.planned);
     let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     let experts = service.experts.as_ref().map_or_else(String::new, |stats| experts(&stats()));

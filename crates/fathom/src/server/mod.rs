@@ -30,6 +30,7 @@ mod signals;
 mod tests;
 mod tls;
 mod tokens;
+mod trace;
 mod transfer;
 
 pub use chat::parse_chat;
@@ -48,3 +49,4 @@ pub use responses::parse_responses;
 pub use routes::router;
 pub use serve::{Limits, SAVE, Service, serve};
 pub use tls::Tls;
+pub use trace::Traces;

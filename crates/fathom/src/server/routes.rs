@@ -18,7 +18,7 @@ use super::log::log;
 use super::messages::Messages;
 use super::openapi::{
     Asked, ChatBody, ChatReply, Foreign, MessagesBody, MessagesRefused, MessagesReply, Refused, ResponsesBody,
-    ResponsesReply, WithBody,
+    ResponsesReply, ServerEvent, WithBody,
 };
 use super::reply::reply;
 use super::responses::Responses;
@@ -89,14 +89,14 @@ pub fn router<G: Generate>(service: Arc<Service<G>>) -> Router {
 
 /// OpenAI's chat, with DeepSeek's fields.
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatBody,
-    responses((status = 200, content((ChatReply = "application/json"), (String = "text/event-stream"))), Refused, WithBody, Asked))]
+    responses((status = 200, content((ChatReply = "application/json"), (ServerEvent = "text/event-stream"))), Refused, WithBody, Asked))]
 async fn chat<G: Generate>(service: State<Shared<G>>, request: HttpRequest<Body>) -> Response {
     reply::<G, Chat>(service, request).await
 }
 
 /// OpenAI's responses. Nothing is stored: each request has the whole conversation.
 #[utoipa::path(post, path = "/v1/responses", request_body = ResponsesBody,
-    responses((status = 200, content((ResponsesReply = "application/json"), (String = "text/event-stream"))), Refused, WithBody,
+    responses((status = 200, content((ResponsesReply = "application/json"), (ServerEvent = "text/event-stream"))), Refused, WithBody,
         Asked))]
 async fn responses<G: Generate>(service: State<Shared<G>>, request: HttpRequest<Body>) -> Response {
     reply::<G, Responses>(service, request).await
@@ -104,7 +104,7 @@ async fn responses<G: Generate>(service: State<Shared<G>>, request: HttpRequest<
 
 /// Anthropic's messages.
 #[utoipa::path(post, path = "/v1/messages", operation_id = "messages", request_body = MessagesBody,
-    responses((status = 200, content((MessagesReply = "application/json"), (String = "text/event-stream"))), Foreign, MessagesRefused))]
+    responses((status = 200, content((MessagesReply = "application/json"), (ServerEvent = "text/event-stream"))), Foreign, MessagesRefused))]
 async fn messages_<G: Generate>(service: State<Shared<G>>, request: HttpRequest<Body>) -> Response {
     reply::<G, Messages>(service, request).await
 }

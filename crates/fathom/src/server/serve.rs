@@ -13,12 +13,12 @@ use super::connections::{self, ConnectionLimits};
 use super::desk::{BodyLimits, Desk};
 use super::guard::Origins;
 use super::log::Log;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Watch};
 use super::prefills::Prefills;
 use super::rates::{KeyLimits, Rates, Turn};
 use super::reply::now;
 use super::routes::router;
-use super::{ApiError, Generate, Keys, Served, Tls, signals};
+use super::{ApiError, Generate, Keys, Served, Tls, Traces, signals};
 use crate::Error;
 use crate::chat::Prompter;
 
@@ -91,6 +91,7 @@ pub struct Service<G> {
     pub(super) desk: Desk,
     pub(super) origins: Origins,
     tls: Option<Arc<Tls>>,
+    pub(super) traces: Option<Traces>,
     rates: Rates,
     /// Bytes of memory that were planned, if somebody planned.
     pub(super) planned: Option<u64>,
@@ -118,7 +119,7 @@ impl<G: Generate> Service<G> {
         let (keys, sessions, experts, planned) = (Keys::default(), None, None, None);
         let (metrics, log, rates) = (Metrics::new(), Log::None, Rates::new(limits.each_key));
         let (work, started) = (Arc::new(()), now());
-        let (desk, origins, tls) = (Desk::new(limits.bodies), Origins::default(), None);
+        let (desk, origins, tls, traces) = (Desk::new(limits.bodies), Origins::default(), None, None);
         Service {
             engine,
             prompter,
@@ -134,6 +135,7 @@ impl<G: Generate> Service<G> {
             desk,
             origins,
             tls,
+            traces,
             rates,
             planned,
             slots,
@@ -173,6 +175,11 @@ impl<G: Generate> Service<G> {
         Service { tls: Some(Arc::new(tls)), ..self }
     }
 
+    /// Sends traces of requests.
+    pub fn with_traces(self, traces: Traces) -> Service<G> {
+        Service { traces: Some(traces), ..self }
+    }
+
     /// Serves sessions too.
     pub fn with_sessions(self, sessions: Sessions) -> Service<G> {
         Service { sessions: Some(sessions), ..self }
@@ -191,6 +198,11 @@ impl<G: Generate> Service<G> {
         let turn = self.rates.take(owner)?;
         let place = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| ApiError::busy(self.limits.requests))?;
         Ok(Slot { _turn: turn, _place: place, prompts: None })
+    }
+
+    /// What measures a request that is handed to the engine now.
+    pub(super) fn watch(&self) -> Watch {
+        self.metrics.watch(self.traces.as_ref().and_then(Traces::phases))
     }
 
     pub(super) fn work(&self) -> Arc<()> {
@@ -232,7 +244,7 @@ pub fn serve<G: Generate>(
         .enable_all()
         .build()
         .map_err(Error::Serve)?;
-    let reloaded = Arc::clone(&service);
+    let (reloaded, served) = (Arc::clone(&service), Arc::clone(&service));
     let stop = signals::hear(service.limits.drain + SAVE, move || reloaded.reload()).map_err(Error::Serve)?;
     runtime.block_on(async {
         let listener = TcpListener::bind(address).await.map_err(|cause| Error::Listen { address, cause })?;
@@ -242,6 +254,9 @@ pub fn serve<G: Generate>(
     })?;
     // A client's file may be on its way on a thread that waits.
     runtime.shutdown_background();
+    if let Some(traces) = &served.traces {
+        traces.close();
+    }
     Ok(())
 }
 

@@ -64,10 +64,18 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
             <$body>::schemas(&mut all);
         )*};
     }
+    macro_rules! lists {
+        ($($of:ty),* $(,)?) => {$(
+            take!($of);
+            // So it is called where it is used.
+            all.push((format!("List_{}", <$of>::name()), List::<$of>::schema()));
+        )*};
+    }
+    lists!(Card, PrefillReply, SessionReply, SnapshotReply);
     take!(
         ErrorBody,
         MessagesError,
-        List<Card>,
+        ServerEvent,
         Health,
         ChatReply,
         ResponsesReply,
@@ -76,13 +84,10 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
         CompletionsReply,
         TokensReply,
         TextReply,
-        List<PrefillReply>,
         Gone,
-        List<SessionReply>,
         SpeechReply,
         RewindReply,
         SavedReply,
-        List<SnapshotReply>,
         ChatBody,
         ResponsesBody,
         MessagesBody,

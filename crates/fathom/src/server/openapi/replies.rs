@@ -42,6 +42,15 @@ struct Requests {
     limit: u64,
 }
 
+/// One of the events of a stream.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::server) struct ServerEvent {
+    /// JSON, or `[DONE]`.
+    data: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<String>,
+}
+
 /// OpenAI's chat completion. As events: chunks of it, then `[DONE]`; comments tell of the prompt's progress.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::server) struct ChatReply {

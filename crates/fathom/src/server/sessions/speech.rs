@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use super::{Answer, blocking, describe, json_or_nothing};
 use crate::chat::{Effort, Message, Output, Piece, Prompter, Role, explain};
 use crate::server::extract::{Caller, Named};
-use crate::server::openapi::{OfSessions, Refused, SpeechReply, WithBody};
+use crate::server::openapi::{OfSessions, Refused, ServerEvent, SpeechReply, WithBody};
 use crate::server::reply::KEEP_ALIVE;
 use crate::server::{ApiError, Generate, Service};
 
@@ -121,7 +121,7 @@ pub(in crate::server) async fn append<G: Generate>(
 
 /// Lets the session read more, if there is more, and speak.
 #[utoipa::path(post, path = "/v1/sessions/{name}/generate", operation_id = "generate", params(("name" = String, Path,)), request_body = More,
-    responses((status = 200, content((SpeechReply = "application/json"), (String = "text/event-stream"))), Refused, OfSessions, WithBody))]
+    responses((status = 200, content((SpeechReply = "application/json"), (ServerEvent = "text/event-stream"))), Refused, OfSessions, WithBody))]
 pub(in crate::server) async fn generate<G: Generate>(
     Caller { service, owner }: Caller<G>,
     Named(name): Named,

@@ -27,7 +27,7 @@ fn slow(words: usize) -> Parrot {
     parrot
 }
 
-async fn connect(address: std::net::SocketAddr, body: &str) -> TcpStream {
+pub async fn connect(address: std::net::SocketAddr, body: &str) -> TcpStream {
     let mut connection = TcpStream::connect(address).await.unwrap();
     let head = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",

@@ -1,10 +1,12 @@
 //! The API over an engine that says what it is told to.
 
+mod attacks;
 mod bodies;
 mod clients;
 mod dialects;
 mod errors;
 mod lifetime;
+mod openapi;
 mod prefills;
 mod replies;
 mod sessions;
