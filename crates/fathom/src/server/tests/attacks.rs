@@ -91,7 +91,7 @@ async fn who_does_not_read_is_let_go() {
     (parrot.context, parrot.pause) = (1 << 24, Duration::from_micros(10));
     let address = listening(&parrot, 8).await;
     let mut connection = TcpStream::connect(address).await.unwrap();
-    let body = ask(json!({"stream": true})).to_string();
+    let body = ask(json!({"stream": true, "max_tokens": 400_000})).to_string();
     let head =
         format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
     connection.write_all((head + &body).as_bytes()).await.unwrap();
