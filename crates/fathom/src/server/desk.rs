@@ -19,6 +19,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 const UNIT: usize = 1024;
 /// Bytes that a token of a prompt takes while its request waits or runs, in its copies.
 const TOKEN: usize = 12;
+/// Bytes that a tokenizer takes for one of a long word.
+const WORD: usize = 96;
 /// Tokens in a unit.
 const TOKENS: usize = 64;
 
@@ -62,6 +64,8 @@ impl BodyLimits {
 #[derive(Debug)]
 pub(super) struct Desk {
     limits: BodyLimits,
+    /// Units of `reading`.
+    most: usize,
     arriving: Arc<Semaphore>,
     reading: Arc<Semaphore>,
     prompts: Arc<Semaphore>,
@@ -71,23 +75,23 @@ pub(super) struct Desk {
 #[derive(Debug)]
 pub(super) struct Received {
     pub bytes: Vec<u8>,
-    _arrived: OwnedSemaphorePermit,
+    _arrived: Option<OwnedSemaphorePermit>,
     _read: OwnedSemaphorePermit,
 }
 
 impl Desk {
     pub(super) fn new(limits: BodyLimits) -> Desk {
         let units = |bytes: usize| Arc::new(Semaphore::new(bytes.div_ceil(UNIT).min(Semaphore::MAX_PERMITS)));
-        let most = limits.reading(limits.bytes, limits.values, limits.objects);
+        let most = limits.reading(limits.bytes, limits.values, limits.objects).div_ceil(UNIT) + 1;
         let prompts = Arc::new(Semaphore::new(limits.prompts.div_ceil(TOKENS).min(Semaphore::MAX_PERMITS)));
-        Desk { limits, arriving: units(2 * limits.bytes), reading: units(most + UNIT), prompts }
+        Desk { limits, most, arriving: units(2 * limits.bytes), reading: units(most * UNIT), prompts }
     }
 
     /// The body's bytes, if they come in time and are no more than may be, once there is room to read them.
     pub(super) async fn receive(&self, body: Body) -> Result<Received, ApiError> {
         let late = |_| ApiError::other(StatusCode::REQUEST_TIMEOUT, "timeout", "The body took too long to arrive.");
         let (bytes, arrived) = tokio::time::timeout(PATIENCE, self.arrive(body)).await.map_err(late)??;
-        let (values, objects) = count(&bytes);
+        let Weight { values, objects, long } = Weight::of(&bytes);
         let too_many = |what, n, most| {
             let message = format!("The body has {n} {what}; it may have {most} at most.");
             Err(ApiError::other(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
@@ -98,41 +102,58 @@ impl Desk {
         if objects > self.limits.objects {
             return too_many("objects", objects, self.limits.objects);
         }
-        let units = self.limits.reading(bytes.len(), values, objects).div_ceil(UNIT);
+        let units = (self.limits.reading(bytes.len(), values, objects) + WORD * long).div_ceil(UNIT);
+        if units > self.most {
+            return too_many(
+                "bytes of words that are longer than any",
+                long,
+                (self.most * UNIT - 6 * bytes.len()) / WORD,
+            );
+        }
         let read = Arc::clone(&self.reading).acquire_many_owned(units as u32).await;
         let read = read.map_err(|_| ApiError::internal("Nothing is read any more."))?;
         Ok(Received { bytes, _arrived: arrived, _read: read })
     }
 
-    async fn arrive(&self, body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), ApiError> {
+    async fn arrive(&self, body: Body) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {
         let limit = self.limits.bytes;
-        let full = |_| ApiError::slow_down("too_many_bodies", "Too many large requests are arriving at once.", 5);
-        let take = |units: usize| Arc::clone(&self.arriving).try_acquire_many_owned(units as u32).map_err(full);
-        let mut arrived = take(0)?;
-        let (mut bytes, mut total) = (Vec::new(), 0usize);
+        let take = |units: usize| Arc::clone(&self.arriving).try_acquire_many_owned(units as u32);
+        let (mut bytes, mut total, mut arrived) = (Vec::new(), 0usize, None::<OwnedSemaphorePermit>);
+        let mut refused = None;
         let mut stream = body.into_data_stream();
         while let Some(part) = stream.next().await {
             let part: Bytes = part.map_err(|error| ApiError::bad(None, format!("The body ended early: {error}.")))?;
             total += part.len();
             if total > limit {
-                // A client that is still sending does not read the answer yet, so hear it out, within reason.
-                (bytes, arrived) = (Vec::new(), take(0)?);
-                if total > limit.saturating_mul(16) {
-                    break;
+                let message = format!("The body is larger than {limit} bytes.");
+                refused = Some(ApiError::other(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message));
+            }
+            if refused.is_none() {
+                let more = total.div_ceil(UNIT) - arrived.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+                match (take(more), &mut arrived) {
+                    (Ok(more), Some(arrived)) => arrived.merge(more),
+                    (Ok(more), none) => *none = Some(more),
+                    (Err(_), _) => {
+                        let message = "Too many large requests are arriving at once.";
+                        refused = Some(ApiError::slow_down("too_many_bodies", message, 5));
+                    }
                 }
-                continue;
             }
-            let more = total.div_ceil(UNIT).saturating_sub(arrived.num_permits());
-            if more > 0 {
-                arrived.merge(take(more)?);
+            match refused {
+                None => bytes.extend_from_slice(&part),
+                // A client that is still sending does not read the answer yet, so hear it out, within reason.
+                Some(_) => {
+                    (bytes, arrived) = (Vec::new(), None);
+                    if total > limit.saturating_mul(16) {
+                        break;
+                    }
+                }
             }
-            bytes.extend_from_slice(&part);
         }
-        if total > limit {
-            let message = format!("The body is larger than {limit} bytes.");
-            return Err(ApiError::other(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message));
+        match refused {
+            Some(refused) => Err(refused),
+            None => Ok((bytes, arrived)),
         }
-        Ok((bytes, arrived))
     }
 
     /// Room for so many tokens of prompts, until it is dropped.
@@ -153,22 +174,86 @@ impl Desk {
     }
 }
 
-/// How many values and objects a body of JSON has, or more.
-fn count(body: &[u8]) -> (usize, usize) {
-    let (mut values, mut objects) = (1, 0);
-    let (mut inside, mut escaped) = (false, false);
-    for &byte in body {
-        match (inside, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => inside = !inside,
-            (true, _) => {}
-            (false, b'{') => (values, objects) = (values + 1, objects + 1),
-            (false, b',' | b'[') => values += 1,
-            _ => {}
+/// What of a body takes more memory than its bytes, once it is read: all of it at least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Weight {
+    values: usize,
+    objects: usize,
+    /// Bytes of words longer than [`LONG`].
+    long: usize,
+}
+
+/// A tokenizer holds many bytes for each character of a word while it reads that: of those that are longer than this it matters.
+const LONG: usize = 4096;
+
+/// The kind of a byte in a text: a word is of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Letter,
+    Digit,
+    Space,
+    Other,
+}
+
+impl Kind {
+    fn of(byte: u8) -> Kind {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | 0x80.. => Kind::Letter,
+            b'0'..=b'9' => Kind::Digit,
+            b' ' | b'\n' | b'\r' | b'\t' => Kind::Space,
+            _ => Kind::Other,
         }
     }
-    (values, objects)
+}
+
+impl Weight {
+    fn of(body: &[u8]) -> Weight {
+        let mut weight = Weight { values: 1, ..Weight::default() };
+        let (mut inside, mut kind, mut run) = (false, Kind::Other, 0usize);
+        let mut bytes = body.iter().copied();
+        while let Some(byte) = bytes.next() {
+            if !inside {
+                match byte {
+                    b'"' => inside = true,
+                    b'{' => (weight.values, weight.objects) = (weight.values + 1, weight.objects + 1),
+                    b',' | b'[' => weight.values += 1,
+                    _ => {}
+                }
+                continue;
+            }
+            let next = match byte {
+                b'"' => {
+                    inside = false;
+                    weight.add(std::mem::take(&mut run));
+                    continue;
+                }
+                b'\\' => match bytes.next() {
+                    Some(b'n' | b'r' | b't') => Kind::Space,
+                    // Whatever it is, it may be of the word's kind.
+                    Some(b'u') => {
+                        run += 3;
+                        bytes.by_ref().take(4).for_each(drop);
+                        continue;
+                    }
+                    _ => Kind::Other,
+                },
+                byte => Kind::of(byte),
+            };
+            // Numbers are read by a few digits.
+            if next != kind || next == Kind::Digit {
+                weight.add(std::mem::take(&mut run));
+                kind = next;
+            }
+            run += 1;
+        }
+        weight.add(run);
+        weight
+    }
+
+    /// A word has ended.
+    fn add(&mut self, run: usize) {
+        self.long += if run > LONG { run } else { 0 };
+    }
 }
 
 #[cfg(test)]
@@ -181,12 +266,25 @@ mod tests {
 
     #[test]
     fn values_are_counted_outside_of_strings() {
+        let count = |body: &[u8]| (Weight::of(body).values, Weight::of(body).objects);
         assert_eq!(count(br#"{"a": [1, 2, "[{,\"[{"], "b": {}}"#), (7, 2));
         assert_eq!(count(b""), (1, 0));
         assert_eq!(count(br#""never ends [[["#), (1, 0));
         // As many at least as there are.
         let body = r#"[{"a":1,"b":[[],{}]},null,"x"]"#;
         assert!(count(body.as_bytes()).0 >= 8);
+    }
+
+    #[test]
+    fn long_words_are_found() {
+        let long = |text: &str| Weight::of(format!("{{\"a\": \"{text}\"}}").as_bytes()).long;
+        assert_eq!(long(&"ab ".repeat(5000)), 0);
+        assert_eq!(long(&"1".repeat(9000)), 0);
+        assert_eq!(long(&"x".repeat(5000)), 5000);
+        assert_eq!(long(&format!("{} {}", "é".repeat(4000), "!".repeat(5000))), 13_000);
+        assert_eq!(long(&"\\n\\t".repeat(3000)), 6000);
+        assert!(long(&"\\u0041".repeat(5000)) >= 5000);
+        assert_eq!(long(&"x".repeat(4096)), 0);
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request as HttpRequest;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
@@ -59,7 +59,7 @@ pub(super) async fn tokenize<G: Generate>(
             }
             None => return Err(ApiError::bad(Some("prompt"), "Send a text as 'prompt', or 'messages'.")),
         };
-        Ok(json!({"count": tokens.len(), "max_model_len": service.served.context, "tokens": tokens}))
+        Ok(Cut { count: tokens.len(), max_model_len: service.served.context, tokens })
     })
     .await
 }
@@ -78,10 +78,18 @@ pub(super) async fn detokenize<G: Generate>(
     .await
 }
 
-async fn with_body<G: Generate>(
+/// A reply that may have millions of tokens: numbers, not values.
+#[derive(Serialize)]
+struct Cut {
+    count: usize,
+    max_model_len: usize,
+    tokens: Vec<u32>,
+}
+
+async fn with_body<G: Generate, T: Serialize + Send + 'static>(
     service: Arc<Service<G>>,
     request: HttpRequest<Body>,
-    answer: impl FnOnce(&Service<G>, Value) -> Result<Value, ApiError> + Send + 'static,
+    answer: impl FnOnce(&Service<G>, Value) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let owner = service.keys.owner(request.headers())?;
     let body = service.desk.receive(request.into_body()).await?;
