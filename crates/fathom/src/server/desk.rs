@@ -56,7 +56,7 @@ impl BodyLimits {
 
     /// Bytes that reading a body takes: its text in several forms, and what its values are held in.
     fn reading(&self, bytes: usize, values: usize, objects: usize) -> usize {
-        6 * bytes + 72 * values + 1024 * objects
+        6 * bytes + 72 * values + 1536 * objects
     }
 }
 
