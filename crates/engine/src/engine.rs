@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fathom_kernels::{Device, Holding, Ledger, Share};
 use fathom_model::Model;
@@ -22,6 +22,9 @@ mod tests;
 
 /// States beside a session of the whole context that there is to be memory for: those that others go on from.
 const SPARE: u64 = 4;
+/// Where more wait than so many, they are told how many are before them once in so long.
+const MANY: usize = 64;
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// How to run.
 #[derive(Debug, Clone, Copy)]
@@ -100,11 +103,21 @@ struct Queue {
     /// Whether something happened that the thread has not looked at.
     news: bool,
     closed: bool,
+    /// Whether those that run are to end now.
+    stopped: bool,
+    /// States that are kept, and their tokens.
+    kept: (usize, usize),
+    /// When those who wait were told last.
+    told: Option<Instant>,
 }
 
 impl Queue {
-    /// Tells those who wait how many are before them; those who are gone lose their places.
+    /// Tells those who wait how many are before them; those who are gone lose their places. Where many wait, not each time.
     fn tell_waiting(&mut self) {
+        if self.waiting.len() > MANY && self.told.is_some_and(|told| told.elapsed() < PAUSE) {
+            return;
+        }
+        self.told = Some(Instant::now());
         let mut ahead = self.running;
         self.waiting.retain_mut(|asked| {
             let stays = (asked.sink)(Event::Queued { ahead }).is_continue();
@@ -125,9 +138,10 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// What is to be forgotten. Waits for something to happen if there is nothing else to do.
-    pub(crate) fn news(&self, idle: bool) -> Vec<Past> {
+    /// What is to be forgotten. Waits for something to happen if there is nothing else to do. `kept` is what there is meanwhile.
+    pub(crate) fn news(&self, idle: bool, kept: (usize, usize)) -> Vec<Past> {
         let mut queue = self.lock();
+        queue.kept = kept;
         if idle {
             queue = self.changed.wait_while(queue, |queue| !queue.news).unwrap_or_else(PoisonError::into_inner);
         }
@@ -150,6 +164,12 @@ impl Shared {
     /// Notes that a request has come to its end.
     pub(crate) fn ended(&self) {
         self.lock().running -= 1;
+    }
+
+    /// Those who wait, if all are to end now.
+    pub(crate) fn stopped(&self) -> Option<Vec<Asked>> {
+        let mut queue = self.lock();
+        queue.stopped.then(|| queue.waiting.drain(..).collect())
     }
 
     /// Whether no request will come any more.
@@ -335,9 +355,28 @@ impl Engine {
         (queue.waiting.len(), queue.running)
     }
 
+    /// States in memory that requests can go on from, and the tokens that those have seen.
+    pub fn kept(&self) -> (usize, usize) {
+        self.shared.lock().kept
+    }
+
     /// Who holds how much of the device's memory.
     pub fn memory(&self) -> Vec<Holding> {
         Share::ALL.map(|share| self.ledger.holding(share)).to_vec()
+    }
+
+    /// Takes no more requests, and ends those it has once the pass under way is over, each with [`Error::ShuttingDown`]; what they
+    /// have read is kept.
+    pub fn stop(&self) {
+        let mut queue = self.shared.lock();
+        (queue.closed, queue.stopped) = (true, true);
+        drop(queue);
+        self.shared.wake();
+    }
+
+    /// Whether it takes requests: not once it was stopped, or its thread has ended by a bug.
+    pub fn is_open(&self) -> bool {
+        !self.shared.lock().closed
     }
 
     /// Takes no more requests, finishes those it has, and stops the thread.

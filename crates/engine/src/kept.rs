@@ -134,6 +134,11 @@ impl<D: Device> Cache<D> {
         });
     }
 
+    /// How many there are, and how many tokens they have seen.
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (self.all.len(), self.all.iter().map(|kept| kept.state.position()).sum())
+    }
+
     /// All of them, the last used last.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Kept<D>> {
         self.all.drain(..)

@@ -73,13 +73,16 @@ impl<D: Device> Worker<D> {
         let model = Arc::clone(&self.model);
         let mut idle = true;
         loop {
-            self.shared.news(idle).iter().for_each(|past| self.cache.forget(past));
+            self.shared.news(idle, self.cache.held()).iter().for_each(|past| self.cache.forget(past));
             if self.running.is_empty() && self.looking.is_empty() && self.shared.is_over() {
                 break;
             }
             idle = model.device().scope(|| {
                 self.take_found();
-                self.admit();
+                match self.shared.stopped() {
+                    Some(waiting) => self.stop(waiting),
+                    None => self.admit(),
+                }
                 !self.pass()
             });
         }
@@ -293,6 +296,20 @@ impl<D: Device> Worker<D> {
         self.shared.ended();
         // Nobody left to tell is no error.
         let _ = sink(Event::Done { reason: finish, usage });
+    }
+
+    /// Ends all requests, and keeps what they have read.
+    fn stop(&mut self, waiting: Vec<Asked>) {
+        for mut asked in waiting {
+            let _ = (asked.sink)(Event::Failed(Error::ShuttingDown));
+        }
+        for mut running in std::mem::take(&mut self.running) {
+            let place = if running.is_speaking() { Place::End } else { Place::Stopped };
+            self.keep(&mut running, place, None);
+            let Running { asked, state, .. } = running;
+            drop(state);
+            self.fail(asked, Error::ShuttingDown);
+        }
     }
 
     fn fail(&self, mut asked: Asked, e: Error) {

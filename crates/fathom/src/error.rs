@@ -47,6 +47,22 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A certificate or its key is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Traces cannot be sent there.
+    #[error("--otlp {url}: {problem}")]
+    Traces {
+        /// Where to.
+        url: String,
+        /// Why not.
+        problem: String,
+    },
     /// The server's address cannot be had.
     #[error("cannot listen on {address}: {cause}; choose another with --host and --port")]
     Listen {

@@ -110,6 +110,32 @@ fn cancels_queues_and_drains() {
     assert!(matches!(last(waited), Some(Event::Done { reason: Finish::Length, .. })));
 }
 
+/// All end once they are told to, and what they have read is there for the next engine.
+#[test]
+fn stops_in_time_and_keeps_what_was_read() {
+    let (folder, told) = (tempfile::tempdir().unwrap(), Told::default());
+    let engine = keeping(&folder, 5000, &told);
+    let (send, receive) = mpsc::channel();
+    let sink = move |event| send.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue);
+    engine.submit(request(prompt(100), 4000), sink).unwrap();
+    let (waits, waited) = mpsc::channel();
+    let sink = move |event| waits.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue);
+    engine.submit(request(prompt(20), 3), sink).unwrap();
+    let said =
+        receive.iter().find_map(|event| if let Event::Token { id, .. } = event { Some(id) } else { None }).unwrap();
+    assert!(engine.is_open());
+    engine.stop();
+    assert!(!engine.is_open());
+    for events in [receive, waited] {
+        assert!(matches!(events.into_iter().last(), Some(Event::Failed(Error::ShuttingDown))));
+    }
+    assert!(matches!(engine.submit(request(prompt(3), 1), |_| ControlFlow::Continue(())), Err(Error::ShuttingDown)));
+    engine.drain();
+    let longer = [prompt(100), vec![said, 9]].concat();
+    let (_, _, usage) = run(&keeping(&folder, 5000, &told), request(longer, 1));
+    assert!(usage.reused_tokens >= 100, "{usage:?}");
+}
+
 /// Who leaves while waiting leaves the place to others; who stays hears how the queue moves.
 #[test]
 fn those_who_leave_lose_their_places() {

@@ -63,7 +63,7 @@ pub fn with(program: Command, file: Option<&Path>) -> Result<Command, String> {
                 },
             };
             match arg.get_id().as_str() {
-                "help" | "version" | "print_config" => arg,
+                "help" | "version" | "print_config" | "print_openapi" => arg,
                 _ => arg.env(format!("FATHOM_{}", key.to_uppercase().replace('-', "_"))),
             }
         })
@@ -90,10 +90,9 @@ fn words(value: &toml::Value) -> Option<Vec<String>> {
 /// All options as they came to be, as a file that says the same, and where each is from.
 pub fn resolved(serve: &Command, matches: &ArgMatches) -> String {
     let mut text = String::new();
-    for arg in serve
-        .get_arguments()
-        .filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version" | "print_config" | "config"))
-    {
+    for arg in serve.get_arguments().filter(|arg| {
+        !matches!(arg.get_id().as_str(), "help" | "version" | "print_config" | "print_openapi" | "config")
+    }) {
         let (id, key) = (arg.get_id().as_str(), key(arg));
         let from = match matches.value_source(id) {
             Some(ValueSource::CommandLine) => "flag",

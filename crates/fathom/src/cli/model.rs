@@ -91,8 +91,7 @@ impl Files {
         }
         let tokenizer = Tokenizer::load_in_background(folder);
         let checkpoint = Checkpoint::open(folder)?;
-        let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-        let name = name.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
+        let name = folder_name(folder);
         let text = std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |m| m.len());
         Ok(Files { name, checkpoint, tokenizer, text })
     }
@@ -108,6 +107,12 @@ impl Files {
         };
         Ok(Prompter::new(Arc::new(tokenizer), dialect))
     }
+}
+
+/// What a model in a folder is called.
+pub fn folder_name(folder: &Path) -> String {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    folder.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// A model on this CPU.
@@ -128,15 +133,17 @@ pub struct Loaded {
 
 /// Puts the model on the CPU and limits the ledger to what is planned for one request at a time.
 pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<Loaded, Box<dyn std::error::Error>> {
-    load_for(files, options, context, 1)
+    load_for(files, options, context, 1, 0)
 }
 
-/// The same for `parallel` requests at once: one of the whole context beside others of 8,192 tokens.
+/// The same for `parallel` requests at once: one of the whole context beside others of 8,192 tokens. `beside` is what else the
+/// program holds, in bytes.
 pub fn load_for(
     files: &Files,
     options: &Options,
     context: Option<usize>,
     parallel: usize,
+    beside: u64,
 ) -> Result<Loaded, Box<dyn std::error::Error>> {
     let cpu = Cpu::new(CpuOptions {
         threads: options.threads.map(usize::from),
@@ -157,6 +164,7 @@ pub fn load_for(
         parallel,
         threads: cpu.threads(),
         text: files.text,
+        beside,
         budget: options.memory,
     };
     let plan = plan(&cpu, &files.checkpoint, wanted)?;

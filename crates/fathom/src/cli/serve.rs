@@ -1,5 +1,6 @@
 //! `fathom serve`: the APIs of OpenAI and Anthropic, and sessions, over HTTP.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -9,10 +10,12 @@ use std::time::Duration;
 use clap::builder::NonEmptyStringValueParser;
 
 use super::Outcome;
-use super::model::{Files, Options, load_for};
+use super::model::{EMBEDDED, Files, Options, folder_name, load_for};
 use super::store::StoreOptions;
-use crate::server::{KeyLimits, Keys, Limits, Log, Service, serve as listen};
-use crate::ui::say;
+use crate::server::{
+    BodyLimits, KeyLimits, Keys, Limits, Log, Origins, Service, Tls, Traces, document, serve as listen,
+};
+use crate::ui::{out, say};
 use fathom_engine::{EngineOptions, Sessions};
 use fathom_weights::experts::ExpertCache;
 
@@ -56,6 +59,22 @@ pub struct Args {
     /// Requests of one key that run or wait at once [default: as many as of all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     key_requests: Option<u16>,
+    /// The seconds that requests go on once the server is told to stop; those left are ended then, and 30 seconds later so is the
+    /// program, whatever it does
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=86400))]
+    drain: u32,
+    /// Origins whose pages may use the API from a browser, such as https://chat.example.org, or * for all [default: none]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
+    cors: Vec<String>,
+    /// A file of the server's certificate and those that vouch for it, PEM; connections are taken over TLS then
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// A file of the certificate's private key, PEM
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// A collector of OpenTelemetry that spans of requests are sent to, such as http://localhost:4318
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
     /// How replies are logged, on standard error
     #[arg(long, value_enum, default_value_t = Log::None)]
     log: Log,
@@ -66,6 +85,9 @@ pub struct Args {
     /// Print the options as they came to be, as such a file, and end
     #[arg(long)]
     pub(super) print_config: bool,
+    /// Print the API's OpenAPI document, and end
+    #[arg(long)]
+    print_openapi: bool,
     /// Think before answering where a request does not say
     #[arg(long)]
     think: bool,
@@ -80,13 +102,29 @@ pub struct Args {
 
 /// Serves until Ctrl-C.
 pub fn serve(args: &Args) -> Outcome {
+    if args.print_openapi {
+        let names = match &args.served_model_name[..] {
+            [] => vec![args.model.as_deref().map_or_else(|| EMBEDDED.to_owned(), folder_name)],
+            names => names.to_vec(),
+        };
+        return Ok(writeln!(out(), "{:#}", document(&names))?);
+    }
     let keys = args.keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default();
     if !args.host.is_loopback() && !keys.are_asked_for() {
         return Err(format!("--host {} lets others in: say who may ask with --keys FILE", args.host).into());
     }
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(Tls::read(certificate, key)?),
+        _ => return Err("--tls-cert and --tls-key go together".into()),
+    };
+    let origins = Origins::new(&args.cors)?;
+    let traces = args.otlp.as_deref().map(Traces::open).transpose()?;
     let files = Files::open(args.model.as_deref())?;
     let parallel = usize::from(args.parallel);
-    let loaded = load_for(&files, &args.options, args.context.map(usize::from), parallel)?;
+    let most = files.checkpoint.config().max_position_embeddings;
+    let bodies = BodyLimits::of_context(args.context.map_or(most, |context| most.min(context.into())));
+    let loaded = load_for(&files, &args.options, args.context.map(usize::from), parallel, bodies.memory())?;
     let eos = files.checkpoint.config().eos_token_id;
     let mut names = args.served_model_name.iter().cloned();
     let name = names.next().unwrap_or_else(|| files.name.clone());
@@ -100,7 +138,8 @@ pub fn serve(args: &Args) -> Outcome {
     let engine = loaded.engine(options, keep);
     let linger = Duration::from_secs(args.linger.into());
     let each_key = KeyLimits { rate: args.key_rate, at_once: args.key_requests.map(usize::from) };
-    let limits = Limits { requests: usize::from(args.requests), linger, each_key, ..Limits::default() };
+    let drain = Duration::from_secs(args.drain.into());
+    let limits = Limits { requests: usize::from(args.requests), bodies, drain, linger, each_key, ..Limits::default() };
     let sessions = Sessions::new(engine.clone(), stored);
     let service = Service::new(engine.clone(), prompter, &name, eos, args.think, limits);
     let mut service = service
@@ -108,13 +147,21 @@ pub fn serve(args: &Args) -> Outcome {
         .with_keys(keys)
         .with_sessions(sessions)
         .with_plan(loaded.plan.total())
-        .with_log(args.log);
+        .with_log(args.log)
+        .with_origins(origins);
+    if let Some(tls) = tls {
+        service = service.with_tls(tls);
+    }
+    if let Some(traces) = traces {
+        service = service.with_traces(traces);
+    }
+    let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
     if loaded.model.streaming().is_some() {
         let model = Arc::clone(&loaded.model);
         service = service.with_experts(move || model.streaming().map(ExpertCache::stats).unwrap_or_default());
     }
     listen(service, SocketAddr::new(args.host, args.port), |address| {
-        say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
+        say!("{name} at {scheme}://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;
     engine.drain();
     if let Some(line) = loaded.experts_line() {

@@ -45,6 +45,8 @@ pub struct Wanted {
     pub threads: usize,
     /// Bytes of the tokenizer's file.
     pub text: u64,
+    /// Bytes that the program holds beside all this.
+    pub beside: u64,
     /// Bytes that the program may hold, where somebody says.
     pub budget: Option<u64>,
 }
@@ -125,6 +127,7 @@ pub fn plan(device: &Cpu, checkpoint: &Checkpoint, wanted: Wanted) -> Result<Pla
     // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads; a token
     // of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
     let program = PROGRAM
+        + wanted.beside
         + if wanted.text > 0 { WORDS } else { 0 }
         + THREAD * wanted.threads as u64
         + 20 * wanted.text
@@ -188,7 +191,7 @@ mod tests {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let of = |budget| {
-            let wanted = Wanted { context: 1000, chunk: None, parallel: 1, threads: 1, text: 0, budget };
+            let wanted = Wanted { context: 1000, chunk: None, parallel: 1, threads: 1, text: 0, beside: 0, budget };
             plan(&cpu, &checkpoint, wanted)
         };
         let mapped = of(Some(1 << 40)).unwrap();

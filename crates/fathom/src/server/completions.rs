@@ -14,10 +14,12 @@ use fathom_engine::{Event, Finish, Logprob, Owner, Request};
 use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
 
-use super::body::read_in_time;
 use super::dialect::{Unsupported, refuse};
 use super::events::Events;
+use super::openapi::{Asked, CompletionsReply, Refused, ServerEvent, WithBody};
 use super::reply::{KEEP_ALIVE, LOWEST_LOGPROB, now, reply_id};
 use super::request::{Sampled, json as parsed, typed};
 use super::{ApiError, Generate, Service};
@@ -37,13 +39,17 @@ const UNSUPPORTED: [Unsupported; 2] = [
 ];
 
 /// A request, as it is sent.
-#[derive(Debug, Deserialize)]
-struct Asked {
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct Wanted {
+    #[schema(schema_with = super::openapi::model)]
     model: String,
     prompt: Prompts,
     max_tokens: Option<usize>,
+    #[schema(minimum = 1, maximum = 128)]
     n: Option<usize>,
+    /// Whether the text is to have the prompt too.
     echo: Option<bool>,
+    /// How many alternatives are told of each token; with `echo` of the prompt's too.
     logprobs: Option<usize>,
     seed: Option<u64>,
     stop: Option<Strings>,
@@ -51,43 +57,58 @@ struct Asked {
     stream_options: Option<StreamOptions>,
 }
 
-#[derive(Debug, Deserialize)]
-struct StreamOptions {
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct StreamOptions {
     include_usage: Option<bool>,
 }
 
 /// One prompt or several, as text or as tokens.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a string, a list of strings, a list of token ids, or a list of such lists")]
-enum Prompts {
+pub(super) enum Prompts {
     Text(String),
     Texts(Vec<String>),
     Tokens(Vec<u32>),
     Many(Vec<Vec<u32>>),
 }
 
-#[derive(Debug, Deserialize)]
+/// One or several.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a string or a list of strings")]
-enum Strings {
+pub(super) enum Strings {
     One(String),
     Many(Vec<String>),
 }
 
-/// Continues texts.
+/// The body: a text's wishes, and how its tokens are chosen.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "each half is read by itself")]
+pub(super) struct CompletionsBody {
+    #[serde(flatten)]
+    wanted: Wanted,
+    #[serde(flatten)]
+    sampled: Sampled,
+}
+
+/// Continues texts as they stand.
+#[utoipa::path(post, path = "/v1/completions", request_body = CompletionsBody,
+    responses((status = 200, content((CompletionsReply = "application/json"), (ServerEvent = "text/event-stream"))), Refused,
+        WithBody, Asked))]
 pub(super) async fn completions<G: Generate>(
     State(service): State<Arc<Service<G>>>,
     request: HttpRequest<Body>,
 ) -> Result<Response, ApiError> {
     let owner = service.keys.owner(request.headers())?;
-    let body = read_in_time(request.into_body(), service.limits.body).await?;
-    let slot = service.take_slot(&owner)?;
+    let body = service.desk.receive(request.into_body()).await?;
+    let mut slot = service.take_slot(&owner)?;
     let work = service.work();
     let encoder = Arc::clone(&service);
-    let encoded = tokio::task::spawn_blocking(move || encode(&encoder, owner, &body));
-    let Encoded { requests, texts, stream, include_usage } =
+    let encoded = tokio::task::spawn_blocking(move || encode(&encoder, owner, &body.bytes));
+    let Encoded { requests, texts, stream, include_usage, room } =
         encoded.await.map_err(|_| ApiError::internal("Reading the request failed."))??;
+    slot.hold(room);
     let mut writing = Writing {
-        events: Events::of(&service, requests, slot, &work)?,
+        events: Events::of(&service, requests, slot, &work).map_err(of_prompt)?,
         texts,
         head: json!({
             "id": reply_id("cmpl-"),
@@ -106,17 +127,27 @@ pub(super) async fn completions<G: Generate>(
     Ok(Json(writing.with(json!(choices), Some(writing.usage.shown()))).into_response())
 }
 
+/// What is wrong with a prompt, which conversations have as messages.
+fn of_prompt(error: ApiError) -> ApiError {
+    match error.param.as_deref() {
+        Some("messages") => ApiError { param: Some("prompt".into()), ..error },
+        _ => error,
+    }
+}
+
 /// A request, ready for the engine.
 struct Encoded {
     requests: Vec<Request>,
     texts: Vec<Text>,
     stream: bool,
     include_usage: bool,
+    /// For the prompts.
+    room: OwnedSemaphorePermit,
 }
 
 fn encode<G: Generate>(service: &Service<G>, owner: Owner, body: &[u8]) -> Result<Encoded, ApiError> {
     let body = parsed(body)?;
-    let (asked, sampled): (Asked, Sampled) = (typed(&body)?, typed(&body)?);
+    let (asked, sampled): (Wanted, Sampled) = (typed(&body)?, typed(&body)?);
     refuse(&body, &UNSUPPORTED)?;
     service.served.check_name(&asked.model)?;
     let tokenizer = service.prompter.tokenizer();
@@ -132,7 +163,10 @@ fn encode<G: Generate>(service: &Service<G>, owner: Owner, body: &[u8]) -> Resul
         Prompts::Many(all) => all.iter().map(|tokens| (tokens.clone(), false)).collect(),
     };
     let n = asked.n.unwrap_or(1);
-    if n == 0 || prompts.is_empty() || n.saturating_mul(prompts.len()) > CHOICES {
+    if prompts.is_empty() {
+        return Err(ApiError::bad(Some("prompt"), "'prompt' is empty; it takes a text, or tokens."));
+    }
+    if n == 0 || n.saturating_mul(prompts.len()) > CHOICES {
         let message = format!("A request has from 1 to {CHOICES} answers: 'n' for each prompt.");
         return Err(ApiError::bad(Some("n"), message));
     }
@@ -146,7 +180,10 @@ fn encode<G: Generate>(service: &Service<G>, owner: Owner, body: &[u8]) -> Resul
     }
     let sampling = sampled.sampling(asked.seed, asked.logprobs, &service.served)?;
     let echo = asked.echo.unwrap_or(false);
+    // Before there are copies of it.
+    let room = service.desk.prompts(prompts.iter().map(|(prompt, _)| prompt.len()).sum::<usize>() * n)?;
     let mut encoded = Encoded {
+        room,
         requests: Vec::new(),
         texts: Vec::new(),
         stream: asked.stream.unwrap_or(false),

@@ -34,7 +34,7 @@ impl Events {
         for (i, request) in requests.into_iter().enumerate() {
             let (send, enough) = (send.clone(), Arc::new(AtomicBool::new(false)));
             let held = (Arc::clone(&slot), Arc::clone(work));
-            let (place, mut watch) = (service.prefills.place(&request.owner), service.metrics.watch());
+            let (place, mut watch) = (service.prefills.place(&request.owner), service.watch());
             events.enough.push(Arc::clone(&enough));
             // The engine's thread does nothing but note times and pass events on.
             let sink = move |event: Event| {

@@ -4,8 +4,6 @@ use std::fmt::Write;
 
 use fathom_weights::experts::{Phase, Stats};
 
-use crate::ui::process_io;
-
 /// What one phase has of a number.
 type Of = fn(&Phase) -> f64;
 
@@ -32,26 +30,16 @@ const PHASES: [(&str, &str, Of); 16] = [
 /// All numbers of streamed experts.
 pub(super) fn experts(stats: &Stats) -> String {
     let mut text = String::new();
-    let (read, written) = process_io();
     for (name, kind, about, value) in [
-        ("expert_read_bytes_total", "counter", "Bytes of experts read.", Some(stats.read_bytes as f64)),
-        ("expert_reads_total", "counter", "Reads of them.", Some(stats.reads as f64)),
-        ("expert_failed_reads_total", "counter", "Reads that failed.", Some(stats.failed as f64)),
-        ("expert_reading_seconds_total", "counter", "Time with a read under way.", Some(stats.reading.as_secs_f64())),
-        ("experts_held", "gauge", "Experts in memory.", Some(stats.held as f64)),
-        ("experts_room", "gauge", "Experts that memory has room for.", Some(stats.room as f64)),
-        ("drive_read_bytes_total", "counter", "Bytes this process had drives read.", read.map(|n: u64| n as f64)),
-        (
-            "drive_written_bytes_total",
-            "counter",
-            "Bytes this process had drives write.",
-            written.map(|n: u64| n as f64),
-        ),
+        ("expert_read_bytes_total", "counter", "Bytes of experts read.", stats.read_bytes as f64),
+        ("expert_reads_total", "counter", "Reads of them.", stats.reads as f64),
+        ("expert_failed_reads_total", "counter", "Reads that failed.", stats.failed as f64),
+        ("expert_reading_seconds_total", "counter", "Time with a read under way.", stats.reading.as_secs_f64()),
+        ("experts_held", "gauge", "Experts in memory.", stats.held as f64),
+        ("experts_room", "gauge", "Experts that memory has room for.", stats.room as f64),
     ] {
-        if let Some(value) = value {
-            head(&mut text, name, kind, about);
-            let _ = writeln!(text, "fathom_{name} {value}");
-        }
+        head(&mut text, name, kind, about);
+        let _ = writeln!(text, "fathom_{name} {value}");
     }
     for (name, about, of) in PHASES {
         let name = format!("expert_{name}_total");

@@ -16,6 +16,14 @@ pub trait Generate: Send + Sync + 'static {
     /// What is wrong with the request, or that the queue is full.
     fn submit(&self, request: Request, sink: Sink) -> Result<(), Error>;
 
+    /// Ends all requests soon and takes no more.
+    fn stop(&self) {}
+
+    /// Whether it takes requests.
+    fn is_open(&self) -> bool {
+        true
+    }
+
     /// What it has done.
     fn counts(&self) -> Counts {
         Counts::default()
@@ -23,6 +31,11 @@ pub trait Generate: Send + Sync + 'static {
 
     /// Requests that wait, and that run.
     fn load(&self) -> (usize, usize) {
+        (0, 0)
+    }
+
+    /// States in memory that requests can go on from, and the tokens that those have seen.
+    fn kept(&self) -> (usize, usize) {
         (0, 0)
     }
 
@@ -43,12 +56,24 @@ impl Generate for Engine {
         Engine::submit(self, request, sink)
     }
 
+    fn stop(&self) {
+        Engine::stop(self);
+    }
+
+    fn is_open(&self) -> bool {
+        Engine::is_open(self)
+    }
+
     fn counts(&self) -> Counts {
         Engine::counts(self)
     }
 
     fn load(&self) -> (usize, usize) {
         Engine::load(self)
+    }
+
+    fn kept(&self) -> (usize, usize) {
+        Engine::kept(self)
     }
 
     fn memory(&self) -> Vec<Holding> {

@@ -1,7 +1,8 @@
 //! Who may ask, and whose sessions are whose.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use fathom_engine::Owner;
@@ -12,8 +13,10 @@ use crate::Error;
 /// API keys and the namespaces that they open; without any, everybody is the same.
 #[derive(Default)]
 pub struct Keys {
-    /// By the BLAKE3 of the key, so that looking one up takes as long whatever it is.
-    owners: HashMap<[u8; 32], Owner>,
+    /// By the BLAKE3 of the key.
+    owners: RwLock<Vec<(blake3::Hash, Owner)>>,
+    /// Where they are from.
+    path: Option<PathBuf>,
 }
 
 impl Keys {
@@ -23,39 +26,28 @@ impl Keys {
     /// # Errors
     /// [`Error::Keys`], with the line.
     pub fn read(path: &Path) -> Result<Keys, Error> {
-        let wrong = |problem: String| Error::Keys { path: path.to_owned(), problem };
-        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-        let mut owners = HashMap::new();
-        for (i, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let wrong = |problem: &str| wrong(format!("line {}: {problem}", i + 1));
-            let mut words = line.split_whitespace();
-            let (Some(namespace), Some(key), None) = (words.next(), words.next(), words.next()) else {
-                return Err(wrong("a line is NAMESPACE KEY"));
-            };
-            if !is_namespace(namespace) {
-                return Err(wrong("a namespace is 1 to 64 of a-z, 0-9, _ and -"));
-            }
-            let hash = match key.strip_prefix("blake3:") {
-                Some(hex) => blake3::Hash::from_hex(hex).map_err(|_| wrong("after blake3: come 64 hex digits"))?,
-                None => blake3::hash(key.as_bytes()),
-            };
-            if owners.insert(*hash.as_bytes(), Owner(namespace.into())).is_some_and(|other| *other.0 != *namespace) {
-                return Err(wrong("another namespace has the same key"));
-            }
-        }
-        match owners.is_empty() {
-            true => Err(wrong("there is no key in it".into())),
-            false => Ok(Keys { owners }),
-        }
+        Ok(Keys { owners: RwLock::new(owners(path)?), path: Some(path.to_owned()) })
+    }
+
+    /// Reads the file again, if there is one, and says how many keys it has. Requests that run go on.
+    ///
+    /// # Errors
+    /// As [`Keys::read`]; the keys stay as they were.
+    pub fn reload(&self) -> Result<usize, Error> {
+        let Some(path) = &self.path else { return Ok(0) };
+        let read = owners(path)?;
+        let n = read.len();
+        *self.owners.write().unwrap_or_else(PoisonError::into_inner) = read;
+        Ok(n)
+    }
+
+    fn all(&self) -> RwLockReadGuard<'_, Vec<(blake3::Hash, Owner)>> {
+        self.owners.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there are any.
     pub fn are_asked_for(&self) -> bool {
-        !self.owners.is_empty()
+        self.path.is_some()
     }
 
     /// Who asks, by `Authorization: Bearer` or `x-api-key`.
@@ -63,17 +55,52 @@ impl Keys {
     /// # Errors
     /// 401 without a key, or with one that is not in the file.
     pub(super) fn owner(&self, headers: &HeaderMap) -> Result<Owner, ApiError> {
-        if self.owners.is_empty() {
+        if !self.are_asked_for() {
             return Ok(Owner::default());
         }
         let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")));
         let key = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok()).map(str::trim);
-        let known = key.and_then(|key| self.owners.get(blake3::hash(key.as_bytes()).as_bytes()));
-        known.cloned().ok_or_else(|| {
+        // All are compared, each in a time that does not depend on where they differ.
+        let hash = blake3::hash(key.unwrap_or_default().as_bytes());
+        let known =
+            |found, (one, owner): &(blake3::Hash, Owner)| if *one == hash { Some(owner.clone()) } else { found };
+        let found = self.all().iter().fold(None, known);
+        found.filter(|_| key.is_some()).ok_or_else(|| {
             let message = "This server asks for an API key: Authorization: Bearer KEY.";
             ApiError::other(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
         })
+    }
+}
+
+fn owners(path: &Path) -> Result<Vec<(blake3::Hash, Owner)>, Error> {
+    let wrong = |problem: String| Error::Keys { path: path.to_owned(), problem };
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    let mut owners = HashMap::new();
+    for (i, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let wrong = |problem: &str| wrong(format!("line {}: {problem}", i + 1));
+        let mut words = line.split_whitespace();
+        let (Some(namespace), Some(key), None) = (words.next(), words.next(), words.next()) else {
+            return Err(wrong("a line is NAMESPACE KEY"));
+        };
+        if !is_namespace(namespace) {
+            return Err(wrong("a namespace is 1 to 64 of a-z, 0-9, _ and -"));
+        }
+        let hash = match key.strip_prefix("blake3:") {
+            Some(hex) => blake3::Hash::from_hex(hex).map_err(|_| wrong("after blake3: come 64 hex digits"))?,
+            None => blake3::hash(key.as_bytes()),
+        };
+        if owners.insert(hash, Owner(namespace.into())).is_some_and(|other| *other.0 != *namespace) {
+            return Err(wrong("another namespace has the same key"));
+        }
+    }
+    match owners.is_empty() {
+        true => Err(wrong("there is no key in it".into())),
+        false => Ok(owners.into_iter().collect()),
     }
 }
 

@@ -1,6 +1,5 @@
 //! A line for each reply, and the id by which client and operator speak of it.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +12,7 @@ use serde_json::json;
 
 use super::reply::reply_id;
 use super::{Generate, Service};
+use crate::ui::say;
 
 /// How replies are logged, on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -24,6 +24,23 @@ pub enum Log {
     Text,
     /// A line of JSON.
     Json,
+}
+
+impl Log {
+    /// Says something that happened to the server, in the form of the other lines.
+    pub(super) fn note(self, message: &str) {
+        match self {
+            Log::None | Log::Text => say!("{message}"),
+            Log::Json => {
+                let line = json!({"time": seconds_now(), "level": "info", "event": "note", "message": message});
+                say!("{line}");
+            }
+        }
+    }
+}
+
+fn seconds_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// The longest id that is taken from a client.
@@ -44,7 +61,11 @@ pub(super) async fn log<G: Generate>(
     let method = request.method().clone();
     // The route, not the address: there may be names in that.
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
-    let mut response = next.run(request).await;
+    let trace = service.traces.as_ref().map(|traces| traces.begin(&method, &route, &id, request.headers()));
+    let mut response = match &trace {
+        Some(trace) => trace.around(next.run(request)).await,
+        None => next.run(request).await,
+    };
     if let Ok(value) = HeaderValue::from_str(&id) {
         // OpenAI's clients read the one, Anthropic's the other.
         response.headers_mut().insert("x-request-id", value.clone());
@@ -52,14 +73,16 @@ pub(super) async fn log<G: Generate>(
     }
     let (status, seconds) = (response.status().as_u16(), start.elapsed().as_secs_f64());
     service.metrics.replied(&route, status);
+    if let Some(trace) = trace {
+        trace.end(status);
+    }
     let line = match service.log {
         Log::None => return response,
         Log::Text => format!("{method} {route} {status} in {seconds:.3} s ({id})"),
         Log::Json => {
-            let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
             let level = if status >= 500 { "error" } else { "info" };
             json!({
-                "time": time,
+                "time": seconds_now(),
                 "level": level,
                 "event": "reply",
                 "request_id": id,
@@ -71,7 +94,6 @@ pub(super) async fn log<G: Generate>(
             .to_string()
         }
     };
-    // Nobody may be there to read it, which is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    say!("{line}");
     response
 }

@@ -14,8 +14,8 @@ use deepseek_recipe::request::ConversationRequest;
 use deepseek_recipe_core::tools::ToolChoice;
 use serde_json::{Value, json};
 
-use super::body::read_in_time;
 use super::dialect::{Dialect, Unsupported, empty, never, only_text, refuse};
+use super::openapi::{CountBody, CountReply, Foreign, MessagesRefused};
 use super::reply::render;
 use super::request::{ChatRequest, Served, json as parsed, understand};
 use super::{ApiError, Generate, Service};
@@ -118,6 +118,8 @@ fn body(error: &ApiError) -> Value {
 }
 
 /// How many tokens a conversation's prompt has.
+#[utoipa::path(post, path = "/v1/messages/count_tokens", request_body = CountBody,
+    responses((status = 200, body = CountReply), Foreign, MessagesRefused))]
 pub(super) async fn count_tokens<G: Generate>(
     State(service): State<Arc<Service<G>>>,
     request: HttpRequest<Body>,
@@ -127,10 +129,10 @@ pub(super) async fn count_tokens<G: Generate>(
 
 async fn count<G: Generate>(service: Arc<Service<G>>, request: HttpRequest<Body>) -> Result<Response, ApiError> {
     let owner = service.keys.owner(request.headers())?;
-    let body = read_in_time(request.into_body(), service.limits.body).await?;
+    let body = service.desk.receive(request.into_body()).await?;
     let _slot = service.take_slot(&owner)?;
     let counted = tokio::task::spawn_blocking(move || {
-        let request = parse_messages(&body, &service.served)?;
+        let request = parse_messages(&body.bytes, &service.served)?;
         Ok(render(&service, &request)?.len())
     });
     let tokens: Result<usize, ApiError> =

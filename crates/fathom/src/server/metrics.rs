@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use fathom_engine::{Counts, Event};
+use fathom_engine::{Counts, Event, Finish};
 use fathom_kernels::Holding;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::experts::experts;
+use super::openapi::Foreign;
+use super::trace::{Phases, Times};
 use super::{Generate, Service};
-use crate::ui::{peak_rss, rss};
+use crate::ui::{peak_rss, process_io, rss};
 
 /// Bounds of histograms, in seconds: a token in a millisecond, a prompt in an hour.
 const SECONDS: [f64; 20] = [
@@ -66,12 +68,33 @@ impl Metrics {
     }
 
     /// For a request that is handed to the engine now.
-    pub(super) fn watch(&self) -> Watch {
-        let now = Instant::now();
+    pub(super) fn watch(&self, phases: Option<Phases>) -> Watch {
         let (queue, first_token) = (self.queue.clone(), self.first_token.clone());
         let (between_tokens, request) = (self.between_tokens.clone(), self.request.clone());
+        let (start, since) = (Instant::now(), SystemTime::now());
+        let (began, first, last, read, tokens, whole) = (None, None, None, None, 0, false);
         let passed = Arc::clone(&self.passed);
-        Watch { start: now, last: None, read: None, queue, first_token, between_tokens, request, passed }
+        Watch {
+            start,
+            since,
+            began,
+            first,
+            last,
+            read,
+            tokens,
+            whole,
+            queue,
+            first_token,
+            between_tokens,
+            request,
+            passed,
+            phases,
+        }
+    }
+
+    /// Sums up what was measured; until then each measurement takes memory of its own.
+    pub(super) fn upkeep(&self) {
+        self.handle.run_upkeep();
     }
 
     fn gauge(&self, name: &'static str, about: &'static str, labels: Vec<Label>) -> Gauge {
@@ -107,6 +130,27 @@ impl Metrics {
         }
     }
 
+    /// What the process had drives do, where the system tells.
+    fn drives(&self) {
+        let (read, written) = process_io();
+        for (name, about, bytes) in [
+            ("fathom_drive_read_bytes_total", "Bytes this process had drives read.", read),
+            ("fathom_drive_written_bytes_total", "Bytes this process had drives write.", written),
+        ] {
+            if let Some(bytes) = bytes {
+                self.counter(name, about, Vec::new()).absolute(bytes);
+            }
+        }
+    }
+
+    /// States in memory that requests go on from.
+    fn kept(&self, (states, tokens): (usize, usize)) {
+        let about = "States in memory that requests can go on from.";
+        self.gauge("fathom_states_kept", about, Vec::new()).set(states as f64);
+        let about = "Tokens that those have seen, each counted in every state that has it.";
+        self.gauge("fathom_states_kept_tokens", about, Vec::new()).set(tokens as f64);
+    }
+
     fn load(&self, (waiting, running): (usize, usize)) {
         self.gauge("fathom_requests_waiting", "Requests that wait for a place.", Vec::new()).set(waiting as f64);
         self.gauge("fathom_requests_running", "Requests that run.", Vec::new()).set(running as f64);
@@ -134,14 +178,21 @@ impl Metrics {
 /// The times and tokens of one request.
 pub(super) struct Watch {
     start: Instant,
+    /// The same by the calendar.
+    since: SystemTime,
+    began: Option<Instant>,
+    first: Option<Instant>,
     last: Option<Instant>,
     /// How much of its prompt is known to be read, once that begins.
     read: Option<usize>,
+    tokens: u64,
+    whole: bool,
     queue: Histogram,
     first_token: Histogram,
     between_tokens: Histogram,
     request: Histogram,
     passed: Arc<Passed>,
+    phases: Option<Phases>,
 }
 
 impl Watch {
@@ -149,7 +200,8 @@ impl Watch {
     pub(super) fn see(&mut self, event: &Event) {
         match event {
             &Event::Prefill { done, reused, .. } => {
-                if self.read.is_none() {
+                if self.began.is_none() {
+                    self.began = Some(Instant::now());
                     self.queue.record(self.start.elapsed());
                 }
                 // What it goes on from may grow while it waits for another that reads the same.
@@ -160,12 +212,17 @@ impl Watch {
             Event::Token { .. } => {
                 self.passed.generated.fetch_add(1, Ordering::Relaxed);
                 let now = Instant::now();
+                self.tokens += 1;
                 match self.last.replace(now) {
                     Some(last) => self.between_tokens.record(now - last),
-                    None => self.first_token.record(now - self.start),
+                    None => {
+                        self.first = Some(now);
+                        self.first_token.record(now - self.start);
+                    }
                 }
             }
-            Event::Done { usage, .. } => {
+            Event::Done { reason, usage } => {
+                self.whole = *reason != Finish::Cancelled;
                 self.passed.reused.fetch_add(usage.reused_tokens as u64, Ordering::Relaxed);
                 self.request.record(self.start.elapsed());
             }
@@ -175,11 +232,29 @@ impl Watch {
     }
 }
 
-/// All numbers, as they are now.
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let Some(phases) = self.phases.take() else { return };
+        let at = |instant: Instant| self.since + (instant - self.start);
+        phases.tell(Times {
+            start: self.since,
+            began: self.began.map(at),
+            first: self.first.map(at),
+            end: at(Instant::now()),
+            tokens: self.tokens,
+            whole: self.whole,
+        });
+    }
+}
+
+/// Numbers for Prometheus; asks for no key.
+#[utoipa::path(get, path = "/metrics", security(()), responses((status = 200, body = String, content_type = "text/plain"), Foreign))]
 pub(super) async fn metrics<G: Generate>(State(service): State<Arc<Service<G>>>) -> Response {
     let metrics = &service.metrics;
     metrics.count(service.engine.counts());
     metrics.load(service.engine.load());
+    metrics.kept(service.engine.kept());
+    metrics.drives();
     metrics.memory(&service.engine.memory(), service.planned);
     let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     let experts = service.experts.as_ref().map_or_else(String::new, |stats| experts(&stats()));

@@ -1,38 +1,54 @@
 //! HTTP: the dialects of OpenAI and Anthropic, and sessions, over one model.
 
-mod body;
+mod about;
 mod chat;
 mod completions;
+mod connections;
+mod desk;
 mod dialect;
 mod error;
 mod events;
 mod experts;
+mod extract;
 mod generate;
+mod guard;
 mod keys;
 mod log;
 mod messages;
 mod metrics;
+mod openapi;
 mod page;
 mod prefills;
 mod rates;
 mod reply;
 mod request;
 mod responses;
+mod routes;
 mod serve;
 mod sessions;
+mod signals;
 mod status;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tokens;
+mod trace;
 mod transfer;
 
 pub use chat::parse_chat;
+pub use connections::ConnectionLimits;
+pub use desk::BodyLimits;
 pub use error::ApiError;
 pub use generate::Generate;
+pub use guard::Origins;
 pub use keys::Keys;
 pub use log::Log;
 pub use messages::parse_messages;
+pub use openapi::document;
 pub use rates::KeyLimits;
 pub use request::{ChatRequest, Served};
 pub use responses::parse_responses;
-pub use serve::{Limits, Service, router, serve};
+pub use routes::router;
+pub use serve::{Limits, SAVE, Service, serve};
+pub use tls::Tls;
+pub use trace::Traces;

@@ -1,12 +1,12 @@
 //! The page at `/`: files in the program, open to everybody. What they show they ask the API for, with a key where one is needed.
 
 use axum::Router;
-use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::ApiError;
+use super::extract::Named;
 
 macro_rules! files {
     ($($name:literal),*) => {
@@ -60,7 +60,7 @@ async fn index(headers: HeaderMap) -> Response {
     send("text/html; charset=utf-8", INDEX, &headers)
 }
 
-async fn part(Path(name): Path<String>, headers: HeaderMap) -> Response {
+async fn part(Named(name): Named, headers: HeaderMap) -> Response {
     let Some((_, content)) = FILES.iter().find(|(known, _)| *known == name) else {
         let message = "There is nothing at this address.";
         return ApiError::other(StatusCode::NOT_FOUND, "not_found", message).into_response();

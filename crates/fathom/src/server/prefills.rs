@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use fathom_engine::{Event, Owner};
 use serde_json::{Value, json};
 
+use super::extract::{Caller, Named};
+use super::openapi::{Gone, List, Named404, PrefillReply, Refused};
 use super::reply::now;
-use super::{ApiError, Generate, Service};
+use super::{ApiError, Generate};
 
 /// One prompt that is being read.
 #[derive(Debug)]
@@ -151,22 +152,20 @@ impl Drop for Place {
     }
 }
 
-/// `GET /v1/prefills`.
-pub(super) async fn list<G: Generate>(
-    State(service): State<Arc<Service<G>>>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    let owner = service.keys.owner(&headers)?;
+/// Prompts that are being read.
+#[utoipa::path(get, path = "/v1/prefills", operation_id = "list_prefills",
+    responses((status = 200, body = List<PrefillReply>), Refused))]
+pub(super) async fn list<G: Generate>(Caller { service, owner }: Caller<G>) -> Result<Json<Value>, ApiError> {
     Ok(Json(json!({"object": "list", "data": service.prefills.of(&owner)})))
 }
 
-/// `DELETE /v1/prefills/ID`.
+/// Stops reading a prompt; what was read is kept.
+#[utoipa::path(delete, path = "/v1/prefills/{id}", operation_id = "stop_prefill", params(("id" = String, Path,)),
+    responses((status = 200, body = Gone), Refused, Named404))]
 pub(super) async fn stop<G: Generate>(
-    State(service): State<Arc<Service<G>>>,
-    headers: HeaderMap,
-    Path(id): Path<String>,
+    Caller { service, owner }: Caller<G>,
+    Named(id): Named,
 ) -> Result<Json<Value>, ApiError> {
-    let owner = service.keys.owner(&headers)?;
     match id.parse().is_ok_and(|id| service.prefills.stop(&owner, id)) {
         true => Ok(Json(json!({"id": id, "object": "prefill.stopped", "stopped": true}))),
         false => {

@@ -19,7 +19,6 @@ use futures_util::{Stream, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::body::read_in_time;
 use super::dialect::{Chunk, Dialect, Generator, Reply};
 use super::events::Events;
 use super::request::{ChatRequest, json};
@@ -52,17 +51,18 @@ where
     Chunk<D>: Serialize + Send + 'static,
 {
     let owner = service.keys.owner(request.headers())?;
-    let body = read_in_time(request.into_body(), service.limits.body).await?;
+    let body = service.desk.receive(request.into_body()).await?;
     // Not before: who sends half a request takes nobody's place.
-    let slot = service.take_slot(&owner)?;
+    let mut slot = service.take_slot(&owner)?;
     let work = service.work();
     // A million tokens take a while to encode: not on a thread that answers others.
     let encoder = Arc::clone(&service);
-    let (request, prompt) = tokio::task::spawn_blocking(move || encode::<G, D>(&encoder, &body))
+    let (request, prompt) = tokio::task::spawn_blocking(move || encode::<G, D>(&encoder, &body.bytes))
         .await
         .map_err(|_| ApiError::internal("Reading the request failed."))??;
 
     let ChatRequest { mut converted, sampling, explain, choices } = request;
+    slot.hold(service.desk.prompts(prompt.len() * choices)?);
     let tokenizer = service.prompter.tokenizer();
     let (id, model) = (reply_id(D::ID), service.served.model.clone());
     let parsing = std::mem::take(&mut converted.parsing_options);

@@ -9,6 +9,7 @@ use deepseek_recipe_core::tools::ToolChoice;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::ApiError;
 use crate::chat::Dialect;
@@ -47,15 +48,22 @@ pub struct ChatRequest {
 }
 
 /// The parameters DeepSeek's conversion does not know, or overrides where the hosted API would.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct Sampled {
+    #[schema(minimum = 0, maximum = 2)]
     temperature: Option<f32>,
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     top_k: Option<usize>,
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f32>,
+    #[schema(minimum = -2, maximum = 2)]
     presence_penalty: Option<f32>,
+    #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f32>,
+    /// By token id, from -100 to 100.
     logit_bias: Option<BTreeMap<String, f32>>,
+    /// Whether the reply is to say why no more of the prompt was there already.
     #[serde(default)]
     explain: bool,
 }

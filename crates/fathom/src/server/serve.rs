@@ -1,50 +1,46 @@
-//! The server: its state, its routes, and how it stops.
+//! The server: its state, and how it starts and stops.
 
-use std::future::{Future, IntoFuture};
-use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::routing::{delete, get, post};
-use axum::{Json, Router};
 use fathom_engine::{Owner, Sessions};
 use fathom_weights::experts::Stats;
-use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::chat::Chat;
-use super::completions::completions;
-use super::log::{Log, log};
-use super::messages::{Messages, count_tokens};
-use super::metrics::{Metrics, metrics};
-use super::page;
-use super::prefills::{self, Prefills};
+use super::connections::{self, ConnectionLimits};
+use super::desk::{BodyLimits, Desk};
+use super::guard::Origins;
+use super::log::Log;
+use super::metrics::{Metrics, Watch};
+use super::prefills::Prefills;
 use super::rates::{KeyLimits, Rates, Turn};
-use super::reply::{now, reply};
-use super::responses::Responses;
-use super::sessions;
-use super::status::status;
-use super::tokens::{detokenize, tokenize};
-use super::{ApiError, Generate, Keys, Served};
+use super::reply::now;
+use super::routes::router;
+use super::{ApiError, Generate, Keys, Served, Tls, Traces, signals};
 use crate::Error;
 use crate::chat::Prompter;
 
 /// What connections get to end by themselves once the server stops and nothing runs: one may have half a request to send,
 /// or answers that nobody reads.
 const GRACE: Duration = Duration::from_secs(5);
+/// What the rest takes at most once requests had their time: to end those that are left, and to write sessions.
+pub const SAVE: Duration = Duration::from_secs(30);
+/// Between two times that measurements are summed up: until then each takes memory of its own.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// How much the server takes on.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Requests that run or wait at once; one more is told to come back later.
     pub requests: usize,
-    /// The largest body, in bytes. A million tokens of English are about 4 MB.
-    pub body: usize,
+    /// What bodies and prompts may take.
+    pub bodies: BodyLimits,
+    /// What connections may take.
+    pub connections: ConnectionLimits,
+    /// How long requests go on once the server was told to stop.
+    pub drain: Duration,
     /// How long a prompt is read on whose client has left.
     pub linger: Duration,
     /// What each key may ask for.
@@ -53,7 +49,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { requests: 64, body: 64 << 20, linger: Duration::from_secs(300), each_key: KeyLimits::default() }
+        Limits {
+            requests: 64,
+            bodies: BodyLimits::of_context(1 << 20),
+            connections: ConnectionLimits::default(),
+            drain: Duration::from_secs(60),
+            linger: Duration::from_secs(300),
+            each_key: KeyLimits::default(),
+        }
     }
 }
 
@@ -62,6 +65,14 @@ impl Default for Limits {
 pub(super) struct Slot {
     _turn: Turn,
     _place: OwnedSemaphorePermit,
+    prompts: Option<OwnedSemaphorePermit>,
+}
+
+impl Slot {
+    /// Holds room for prompts too.
+    pub(super) fn hold(&mut self, prompts: OwnedSemaphorePermit) {
+        self.prompts = Some(prompts);
+    }
 }
 
 /// A model behind the API.
@@ -77,13 +88,17 @@ pub struct Service<G> {
     pub(super) prefills: Arc<Prefills>,
     pub(super) metrics: Metrics,
     pub(super) log: Log,
+    pub(super) desk: Desk,
+    pub(super) origins: Origins,
+    tls: Option<Arc<Tls>>,
+    pub(super) traces: Option<Traces>,
     rates: Rates,
     /// Bytes of memory that were planned, if somebody planned.
     pub(super) planned: Option<u64>,
-    slots: Arc<Semaphore>,
+    pub(super) slots: Arc<Semaphore>,
     /// Held by every request that is encoded, waits for the engine or runs.
     work: Arc<()>,
-    started: u64,
+    pub(super) started: u64,
     since: Instant,
 }
 
@@ -105,6 +120,7 @@ impl<G: Generate> Service<G> {
         let (keys, sessions, experts, planned) = (Keys::default(), None, None, None);
         let (metrics, log, rates) = (Metrics::new(), Log::None, Rates::new(limits.each_key));
         let (work, started, since) = (Arc::new(()), now(), Instant::now());
+        let (desk, origins, tls, traces) = (Desk::new(limits.bodies), Origins::default(), None, None);
         Service {
             engine,
             prompter,
@@ -117,6 +133,10 @@ impl<G: Generate> Service<G> {
             prefills,
             metrics,
             log,
+            desk,
+            origins,
+            tls,
+            traces,
             rates,
             planned,
             slots,
@@ -147,6 +167,21 @@ impl<G: Generate> Service<G> {
         Service { keys, ..self }
     }
 
+    /// Lets pages of these origins ask.
+    pub fn with_origins(self, origins: Origins) -> Service<G> {
+        Service { origins, ..self }
+    }
+
+    /// Takes connections over TLS alone.
+    pub fn with_tls(self, tls: Tls) -> Service<G> {
+        Service { tls: Some(Arc::new(tls)), ..self }
+    }
+
+    /// Sends traces of requests.
+    pub fn with_traces(self, traces: Traces) -> Service<G> {
+        Service { traces: Some(traces), ..self }
+    }
+
     /// Serves sessions too.
     pub fn with_sessions(self, sessions: Sessions) -> Service<G> {
         Service { sessions: Some(sessions), ..self }
@@ -175,89 +210,46 @@ impl<G: Generate> Service<G> {
     pub(super) fn take_slot(&self, owner: &Owner) -> Result<Slot, ApiError> {
         let turn = self.rates.take(owner)?;
         let place = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| ApiError::busy(self.limits.requests))?;
-        Ok(Slot { _turn: turn, _place: place })
+        Ok(Slot { _turn: turn, _place: place, prompts: None })
+    }
+
+    /// What measures a request that is handed to the engine now.
+    pub(super) fn watch(&self) -> Watch {
+        self.metrics.watch(self.traces.as_ref().and_then(Traces::phases))
     }
 
     pub(super) fn work(&self) -> Arc<()> {
         Arc::clone(&self.work)
     }
 
-    fn card(&self, id: &str) -> Value {
-        let context = self.served.context;
-        json!({"id": id, "object": "model", "created": self.started, "owned_by": "deepseek-ai", "max_model_len": context})
+    /// Reads keys and certificates again, and says in the log what came of it.
+    fn reload(&self) {
+        match self.keys.reload() {
+            Ok(0) => {}
+            Ok(n) => self.log.note(&format!("{n} API keys were read again")),
+            Err(e) => self.log.note(&format!("the API keys stay as they were: {e}")),
+        }
+        match self.tls.as_ref().map(|tls| tls.reload()) {
+            None => {}
+            Some(Ok(())) => self.log.note("the certificate was read again"),
+            Some(Err(e)) => self.log.note(&format!("the certificate stays as it was: {e}")),
+        }
     }
 }
 
-/// The routes of the API.
-pub fn router<G: Generate>(service: Arc<Service<G>>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(reply::<G, Chat>))
-        .route("/v1/responses", post(reply::<G, Responses>))
-        .route("/v1/messages", post(reply::<G, Messages>))
-        .route("/v1/messages/count_tokens", post(count_tokens::<G>))
-        .route("/v1/completions", post(completions::<G>))
-        .route("/tokenize", post(tokenize::<G>))
-        .route("/detokenize", post(detokenize::<G>))
-        .route("/v1/models", get(models::<G>))
-        .route("/v1/models/{model}", get(model::<G>))
-        .route("/v1/prefills", get(prefills::list::<G>))
-        .route("/v1/prefills/{id}", delete(prefills::stop::<G>))
-        .route("/v1/status", get(status::<G>))
-        .route("/health", get(health::<G>))
-        .route("/metrics", get(metrics::<G>))
-        .merge(sessions::routes())
-        .merge(page::routes())
-        .fallback(|| async { ApiError::other(StatusCode::NOT_FOUND, "not_found", "There is nothing at this address.") })
-        .method_not_allowed_fallback(|| async {
-            let message = "This address does not take this method.";
-            ApiError::other(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
-        })
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&service), log::<G>))
-        .with_state(service)
-}
-
-async fn models<G: Generate>(
-    State(service): State<Arc<Service<G>>>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    service.keys.owner(&headers)?;
-    let names = std::iter::once(&service.served.model).chain(&service.served.aliases);
-    let data: Vec<Value> = names.map(|name| service.card(name)).collect();
-    Ok(Json(json!({"object": "list", "data": data})))
-}
-
-async fn model<G: Generate>(
-    State(service): State<Arc<Service<G>>>,
-    headers: HeaderMap,
-    model: Result<Path<String>, PathRejection>,
-) -> Result<Json<Value>, ApiError> {
-    service.keys.owner(&headers)?;
-    let Path(model) = model.map_err(|error| ApiError::bad(Some("model"), format!("{}.", error.body_text())))?;
-    service.served.check_name(&model)?;
-    Ok(Json(service.card(&model)))
-}
-
-async fn health<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Value> {
-    let (active, limit) = service.places();
-    let requests = json!({"active": active, "limit": limit});
-    Json(json!({
-        "status": "ok",
-        "model": service.served.model,
-        "context": service.served.context,
-        "requests": requests,
-    }))
-}
-
-/// Listens on `address` and serves until Ctrl-C or SIGTERM; then takes no more connections, finishes what it has, and
-/// returns. A second signal ends the process at once. `ready` is told the address, with the port that was got for 0.
+/// Listens on `address` and serves until Ctrl-C or SIGTERM; then takes no more connections, lets requests that run go on for
+/// [`Limits::drain`], ends those that are left, and returns. A second signal ends the process at once, and so does the time that
+/// the rest of it may take at most. SIGHUP reads keys and certificates again. `ready` is told the address, with the port that was
+/// got for 0.
 ///
 /// # Errors
-/// [`Error::Listen`] if the address cannot be had, [`Error::Serve`] if the system fails later.
+/// [`Error::Listen`] if the address cannot be had, [`Error::Serve`] if the system fails.
 pub fn serve<G: Generate>(
     service: Service<G>,
     address: SocketAddr,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
+    let service = Arc::new(service);
     // The model needs the cores; passing tokens on needs little.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -265,36 +257,63 @@ pub fn serve<G: Generate>(
         .enable_all()
         .build()
         .map_err(Error::Serve)?;
+    let (reloaded, served) = (Arc::clone(&service), Arc::clone(&service));
+    let stop = signals::hear(service.limits.drain + SAVE, move || reloaded.reload()).map_err(Error::Serve)?;
     runtime.block_on(async {
         let listener = TcpListener::bind(address).await.map_err(|cause| Error::Listen { address, cause })?;
         ready(listener.local_addr().map_err(Error::Serve)?);
-        serve_until(listener, Arc::new(service), stop_signal()).await
-    })
+        serve_until(listener, service, stop).await;
+        Ok(())
+    })?;
+    // A client's file may be on its way on a thread that waits.
+    runtime.shutdown_background();
+    if let Some(traces) = &served.traces {
+        traces.close();
+    }
+    Ok(())
 }
 
-/// Serves on `listener` until `stop` comes, then finishes what runs. Connections that are open when nothing has run for
-/// [`GRACE`] are left to the runtime, which ends them with itself.
+/// Serves on `listener` until `stop` comes, then finishes what runs as far as there is time. Connections that are open when
+/// nothing has run for [`GRACE`] are left to the runtime, which ends them with itself.
 pub(super) async fn serve_until<G: Generate>(
     listener: TcpListener,
     service: Arc<Service<G>>,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), Error> {
-    let (work, prefills) = (service.work(), Arc::clone(&service.prefills));
+) {
+    let (work, limits) = (service.work(), service.limits);
     let (stopping, stopped) = oneshot::channel();
-    let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async move {
+    let (prefills, tls) = (Arc::clone(&service.prefills), service.tls.clone());
+    let stop = async move {
         stop.await;
         prefills.close();
         let _ = stopping.send(());
-    });
+    };
+    let serving = connections::serve(listener, tls, router(Arc::clone(&service)), limits.connections, stop);
     let idle = async {
         if stopped.await.is_err() {
             std::future::pending::<()>().await;
         }
-        nothing_runs(&work).await;
+        let late = async {
+            tokio::time::sleep(limits.drain).await;
+            service.log.note("requests that still run are ended now");
+            service.engine.stop();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = late => {}
+            () = nothing_runs(&work) => {}
+        }
+    };
+    let upkeep = async {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            service.metrics.upkeep();
+        }
     };
     tokio::select! {
-        ended = serving.into_future() => ended.map_err(Error::Serve),
-        () = idle => Ok(()),
+        () = serving => {}
+        () = idle => {}
+        () = upkeep => {}
     }
 }
 
@@ -307,38 +326,5 @@ async fn nothing_runs(work: &Arc<()>) {
             since = Instant::now();
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Waits for the first signal to stop, and leaves someone behind to wait for the second.
-async fn stop_signal() {
-    signalled().await;
-    // Nobody may be there to read it, which is no reason to end.
-    let _ = writeln!(std::io::stderr(), "stopping: requests that run are finished first; Ctrl-C again ends at once");
-    tokio::spawn(async {
-        signalled().await;
-        std::process::exit(130);
-    });
-}
-
-/// Waits for Ctrl-C or SIGTERM; forever if the system cannot tell.
-async fn signalled() {
-    let interrupt = async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    #[cfg(unix)]
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminate = std::future::pending::<()>();
-    tokio::select! {
-        () = interrupt => {}
-        () = terminate => {}
     }
 }

@@ -1,23 +1,19 @@
 //! `GET /v1/status`: what the server is doing now, for the page and for who likes JSON better than Prometheus' text.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
-use axum::extract::State;
-use axum::http::HeaderMap;
 use fathom_engine::Sessions;
 use serde_json::{Value, json};
 
-use super::{ApiError, Generate, Service};
+use super::Generate;
+use super::extract::Caller;
+use super::openapi::{Refused, StatusReply};
 use crate::ui::{peak_rss, rss};
 
 /// Numbers of the whole server, and the prompts of who asks.
-pub(super) async fn status<G: Generate>(
-    State(service): State<Arc<Service<G>>>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    let owner = service.keys.owner(&headers)?;
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = StatusReply), Refused))]
+pub(super) async fn status<G: Generate>(Caller { service, owner }: Caller<G>) -> Json<Value> {
     let (waiting, running) = service.engine.load();
     let (active, limit) = service.places();
     let passed = &service.metrics.passed;
@@ -31,7 +27,7 @@ pub(super) async fn status<G: Generate>(
             "limit": holding.limit,
         })
     });
-    Ok(Json(json!({
+    Json(json!({
         "object": "status",
         "model": service.served.model,
         "context": service.served.context,
@@ -51,5 +47,5 @@ pub(super) async fn status<G: Generate>(
         },
         "sessions": service.sessions.as_ref().map(|sessions| json!({"stored": Sessions::are_stored(sessions)})),
         "prefills": service.prefills.of(&owner),
-    })))
+    }))
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use fathom_engine::Owner;
@@ -12,20 +11,27 @@ use fathom_store::{Id, Snapshot};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use utoipa::ToSchema;
 
-use super::{Answer, Caller, New, blocking, describe, json_body, json_or_nothing};
+use super::{Answer, New, blocking, describe, json_body, json_or_nothing};
+use crate::server::extract::{Asking, Caller, Named};
+use crate::server::openapi::{Gone, List, OfSessions, Refused, SavedReply, SessionReply, SnapshotReply, WithBody};
 use crate::server::transfer::{Incoming, outgoing};
 use crate::server::{ApiError, Generate, Service};
 
-#[derive(Debug, Default, Deserialize)]
-struct Save {
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = SnapshotBody)]
+pub(in crate::server) struct Save {
     #[serde(default)]
     pinned: bool,
 }
 
-pub(super) async fn snapshot<G: Generate>(
+/// Has the session's state stored.
+#[utoipa::path(post, path = "/v1/sessions/{name}/snapshot", operation_id = "snapshot_session", params(("name" = String, Path,)), request_body = Save,
+    responses((status = 201, body = SavedReply), Refused, OfSessions, WithBody))]
+pub(in crate::server) async fn snapshot<G: Generate>(
     Caller { service, owner }: Caller<G>,
-    Path(name): Path<String>,
+    Named(name): Named,
     body: Body,
 ) -> Answer {
     let Save { pinned } = json_or_nothing(&service, body).await?;
@@ -60,14 +66,18 @@ async fn save<G: Generate>(
     Ok(saved?)
 }
 
-#[derive(Debug, Deserialize)]
-struct Pin {
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = PinBody)]
+pub(in crate::server) struct Pin {
     pinned: bool,
 }
 
-pub(super) async fn pin<G: Generate>(
+/// Keeps the session's snapshot whatever room there is, or not any more.
+#[utoipa::path(post, path = "/v1/sessions/{name}/pin", operation_id = "pin_session", params(("name" = String, Path,)), request_body = Pin,
+    responses((status = 200, body = SessionReply), Refused, OfSessions, WithBody))]
+pub(in crate::server) async fn pin<G: Generate>(
     Caller { service, owner }: Caller<G>,
-    Path(name): Path<String>,
+    Named(name): Named,
     body: Body,
 ) -> Answer {
     let Pin { pinned } = json_body(&service, body).await?;
@@ -83,7 +93,10 @@ pub(super) async fn pin<G: Generate>(
     Ok(Json(describe(&session.await?)).into_response())
 }
 
-pub(super) async fn export<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>) -> Answer {
+/// The session as a file.
+#[utoipa::path(get, path = "/v1/sessions/{name}/export", operation_id = "export_session", params(("name" = String, Path,)),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), Refused, OfSessions))]
+pub(in crate::server) async fn export<G: Generate>(Caller { service, owner }: Caller<G>, Named(name): Named) -> Answer {
     let saved = save(&service, owner.clone(), name.clone(), false).await?;
     let work = service.work();
     // Held from before the headers go out: then it is there to its end.
@@ -103,9 +116,12 @@ pub(super) async fn export<G: Generate>(Caller { service, owner }: Caller<G>, Pa
     Ok((headers, body).into_response())
 }
 
-pub(super) async fn import<G: Generate>(
+/// Takes a session in from such a file.
+#[utoipa::path(post, path = "/v1/snapshots", operation_id = "import_session", params(("name" = Option<String>, Query,)), request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 201, body = SessionReply), Refused, OfSessions, WithBody))]
+pub(in crate::server) async fn import<G: Generate>(
     Caller { service, owner }: Caller<G>,
-    Query(new): Query<New>,
+    Asking(new): Asking<New>,
     body: Body,
 ) -> Answer {
     let (slot, work) = (service.take_slot(&owner)?, service.work());
@@ -117,7 +133,10 @@ pub(super) async fn import<G: Generate>(
     Ok((StatusCode::CREATED, Json(describe(&session.await?))).into_response())
 }
 
-pub(super) async fn snapshots<G: Generate>(Caller { service, owner }: Caller<G>) -> Answer {
+/// All snapshots.
+#[utoipa::path(get, path = "/v1/snapshots", operation_id = "list_snapshots",
+    responses((status = 200, body = List<SnapshotReply>), Refused, OfSessions))]
+pub(in crate::server) async fn snapshots<G: Generate>(Caller { service, owner }: Caller<G>) -> Answer {
     let all = blocking(&service, move |sessions| {
         Ok(sessions.namespace(&owner)?.list().map_err(fathom_engine::Error::from)?)
     });
@@ -125,7 +144,10 @@ pub(super) async fn snapshots<G: Generate>(Caller { service, owner }: Caller<G>)
     Ok(Json(json!({"object": "list", "data": data})).into_response())
 }
 
-pub(super) async fn remove<G: Generate>(Caller { service, owner }: Caller<G>, Path(id): Path<String>) -> Answer {
+/// Removes a snapshot.
+#[utoipa::path(delete, path = "/v1/snapshots/{id}", operation_id = "remove_snapshot", params(("id" = String, Path,)),
+    responses((status = 200, body = Gone), Refused, OfSessions))]
+pub(in crate::server) async fn remove<G: Generate>(Caller { service, owner }: Caller<G>, Named(id): Named) -> Answer {
     let shown = id.clone();
     blocking(&service, move |sessions| {
         let id = snapshot_id(&id)?;

@@ -1,69 +1,63 @@
 //! `/v1/sessions`: timelines that clients name, let grow, fork, take back, keep and move.
 
-mod keep;
-mod speech;
+pub(super) mod keep;
+pub(super) mod speech;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::StatusCode;
-use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use fathom_engine::{Event, Owner, Session, Sessions};
+use fathom_engine::{Event, Session, Sessions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
+use utoipa::ToSchema;
 
-use self::keep::{export, import, pin, remove, snapshot, snapshot_id, snapshots};
-use self::speech::{append, generate};
-use super::body::read_in_time;
-use super::request::typed;
+use self::keep::snapshot_id;
+use super::extract::{Asking, Caller, Named};
+use super::openapi::{Gone, List, OfSessions, Refused, RewindReply, SessionReply, WithBody};
+use super::request::{json as parsed, typed};
+use super::routes::Routes;
 use super::{ApiError, Generate, Service};
 use crate::chat::{Role, Turn};
 
 type Answer = Result<Response, ApiError>;
 
-/// The service, and who asks it.
-struct Caller<G> {
-    service: Arc<Service<G>>,
-    owner: Owner,
-}
-
-impl<G: Generate> FromRequestParts<Arc<Service<G>>> for Caller<G> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, service: &Arc<Service<G>>) -> Result<Self, ApiError> {
-        Ok(Caller { owner: service.keys.owner(&parts.headers)?, service: Arc::clone(service) })
-    }
-}
-
 /// The routes of sessions.
-pub(super) fn routes<G: Generate>() -> axum::Router<Arc<Service<G>>> {
-    axum::Router::new()
-        .route("/v1/sessions", get(list::<G>).post(create::<G>))
-        .route("/v1/sessions/{name}", get(show::<G>).delete(delete::<G>))
-        .route("/v1/sessions/{name}/append", post(append::<G>))
-        .route("/v1/sessions/{name}/generate", post(generate::<G>))
-        .route("/v1/sessions/{name}/fork", post(fork::<G>))
-        .route("/v1/sessions/{name}/rewind", post(rewind::<G>))
-        .route("/v1/sessions/{name}/snapshot", post(snapshot::<G>))
-        .route("/v1/sessions/{name}/pin", post(pin::<G>))
-        .route("/v1/sessions/{name}/export", get(export::<G>))
-        .route("/v1/snapshots", get(snapshots::<G>).post(import::<G>))
-        .route("/v1/snapshots/{id}", axum::routing::delete(remove::<G>))
+pub(super) fn routes<G: Generate>(routes: Routes<G>) -> Routes<G> {
+    routes
+        .add(__path_list, list::<G>)
+        .add(__path_create, create::<G>)
+        .add(__path_show, show::<G>)
+        .add(__path_delete, delete::<G>)
+        .add(speech::__path_append, speech::append::<G>)
+        .add(speech::__path_generate, speech::generate::<G>)
+        .add(__path_fork, fork::<G>)
+        .add(__path_rewind, rewind::<G>)
+        .add(keep::__path_snapshot, keep::snapshot::<G>)
+        .add(keep::__path_pin, keep::pin::<G>)
+        .add(keep::__path_export, keep::export::<G>)
+        .add(keep::__path_snapshots, keep::snapshots::<G>)
+        .add(keep::__path_import, keep::import::<G>)
+        .add(keep::__path_remove, keep::remove::<G>)
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct New {
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = CreateBody)]
+pub(super) struct New {
+    /// Letters, digits, `_`, `-` and `.`; one is made up where there is none.
     name: Option<String>,
+    /// The id of one that it begins with.
     snapshot: Option<String>,
 }
 
+/// Makes a session, new or from a snapshot.
+#[utoipa::path(post, path = "/v1/sessions", operation_id = "create_session", request_body = New,
+    responses((status = 201, body = SessionReply), Refused, OfSessions, WithBody))]
 async fn create<G: Generate>(Caller { service, owner }: Caller<G>, body: Body) -> Answer {
     let new: New = json_or_nothing(&service, body).await?;
     let session = blocking(&service, move |sessions| match &new.snapshot {
@@ -74,6 +68,9 @@ async fn create<G: Generate>(Caller { service, owner }: Caller<G>, body: Body) -
     Ok((StatusCode::CREATED, Json(describe(&session))).into_response())
 }
 
+/// All sessions.
+#[utoipa::path(get, path = "/v1/sessions", operation_id = "list_sessions",
+    responses((status = 200, body = List<SessionReply>), Refused, OfSessions))]
 async fn list<G: Generate>(Caller { service, owner }: Caller<G>) -> Answer {
     let all = blocking(&service, move |sessions| Ok(sessions.list(&owner)?)).await?;
     let data: Vec<Value> = all.iter().map(describe).collect();
@@ -87,13 +84,21 @@ struct Show {
     turns: bool,
 }
 
+/// One session.
+#[utoipa::path(get, path = "/v1/sessions/{name}", operation_id = "show_session", params(("name" = String, Path,),
+    ("tokens" = Option<bool>, Query, description = "Whether to show its tokens and text."),
+    ("turns" = Option<bool>, Query, description = "Whether to show what was said, by whom and where.")),
+    responses((status = 200, body = SessionReply), Refused, OfSessions))]
 async fn show<G: Generate>(
     Caller { service, owner }: Caller<G>,
-    Path(name): Path<String>,
-    Query(show): Query<Show>,
+    Named(name): Named,
+    Asking(show): Asking<Show>,
 ) -> Answer {
     let prompter = service.prompter.clone();
+    // All tokens and their text may be many megabytes.
+    let slot = if show.tokens || show.turns { Some(service.take_slot(&owner)?) } else { None };
     let shown = blocking(&service, move |sessions| {
+        let _slot = slot;
         let mut shown = describe(&sessions.get(&owner, &name)?);
         if show.tokens {
             let tokens = sessions.tokens(&owner, &name)?;
@@ -127,31 +132,42 @@ fn turn(turn: &Turn) -> Value {
     })
 }
 
-async fn delete<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>) -> Answer {
+/// Deletes a session and its snapshots.
+#[utoipa::path(delete, path = "/v1/sessions/{name}", operation_id = "delete_session", params(("name" = String, Path,)),
+    responses((status = 200, body = Gone), Refused, OfSessions))]
+async fn delete<G: Generate>(Caller { service, owner }: Caller<G>, Named(name): Named) -> Answer {
     let id = name.clone();
     blocking(&service, move |sessions| Ok(sessions.delete(&owner, &name)?)).await?;
     Ok(Json(json!({"id": id, "object": "session.deleted", "deleted": true})).into_response())
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct Fork {
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = ForkBody)]
+pub(super) struct Fork {
     name: Option<String>,
     position: Option<usize>,
 }
 
-async fn fork<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>, body: Body) -> Answer {
+/// Makes another session that begins like this one.
+#[utoipa::path(post, path = "/v1/sessions/{name}/fork", operation_id = "fork_session", params(("name" = String, Path,)), request_body = Fork,
+    responses((status = 201, body = SessionReply), Refused, OfSessions, WithBody))]
+async fn fork<G: Generate>(Caller { service, owner }: Caller<G>, Named(name): Named, body: Body) -> Answer {
     let to: Fork = json_or_nothing(&service, body).await?;
     let forked =
         blocking(&service, move |sessions| Ok(sessions.fork(&owner, &name, to.position, to.name.as_deref())?));
     Ok((StatusCode::CREATED, Json(describe(&forked.await?))).into_response())
 }
 
-#[derive(Debug, Deserialize)]
-struct Position {
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = RewindBody)]
+pub(super) struct Position {
     position: usize,
 }
 
-async fn rewind<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>, body: Body) -> Answer {
+/// Goes back to a position.
+#[utoipa::path(post, path = "/v1/sessions/{name}/rewind", operation_id = "rewind_session", params(("name" = String, Path,)), request_body = Position,
+    responses((status = 200, body = RewindReply), Refused, OfSessions, WithBody))]
+async fn rewind<G: Generate>(Caller { service, owner }: Caller<G>, Named(name): Named, body: Body) -> Answer {
     let Position { position } = json_body(&service, body).await?;
     let (slot, work) = (service.take_slot(&owner)?, service.work());
     let (send, mut events) = mpsc::unbounded_channel();
@@ -208,10 +224,8 @@ async fn blocking<G: Generate, T: Send + 'static>(
 }
 
 async fn json_body<G: Generate, T: DeserializeOwned>(service: &Service<G>, body: Body) -> Result<T, ApiError> {
-    let bytes = read_in_time(body, service.limits.body).await?;
-    let value: Value = serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::bad(None, format!("The body is not valid JSON: {error}.")))?;
-    typed(&value)
+    let received = service.desk.receive(body).await?;
+    typed(&parsed(&received.bytes)?)
 }
 
 /// The same where a body may be left out.
@@ -219,9 +233,9 @@ async fn json_or_nothing<G: Generate, T: DeserializeOwned + Default>(
     service: &Service<G>,
     body: Body,
 ) -> Result<T, ApiError> {
-    let bytes = read_in_time(body, service.limits.body).await?;
-    if bytes.is_empty() {
-        return Ok(T::default());
+    let received = service.desk.receive(body).await?;
+    match received.bytes.is_empty() {
+        true => Ok(T::default()),
+        false => typed(&parsed(&received.bytes)?),
     }
-    json_body(service, Body::from(bytes)).await
 }

@@ -6,25 +6,28 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::Path;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use deepseek_recipe::stream::{InferenceFinishReason, ParsingOptions, ThinkingInitialStage};
 use fathom_engine::{Event, Finish, Owner, Request, Sampling, Usage};
 use futures_util::stream;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
+use utoipa::ToSchema;
 
-use super::{Answer, Caller, blocking, describe, json_or_nothing};
+use super::{Answer, blocking, describe, json_or_nothing};
 use crate::chat::{Effort, Message, Output, Piece, Prompter, Role, explain};
+use crate::server::extract::{Caller, Named};
+use crate::server::openapi::{OfSessions, Refused, ServerEvent, SpeechReply, WithBody};
 use crate::server::reply::KEEP_ALIVE;
 use crate::server::{ApiError, Generate, Service};
 
 /// What to read, in one of three forms, and how to go on from it.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
-struct More {
+#[schema(as = GenerateBody)]
+pub(in crate::server) struct More {
     tokens: Option<Vec<u32>>,
     text: Option<String>,
     messages: Option<Vec<Turn>>,
@@ -42,7 +45,8 @@ struct More {
     frequency_penalty: Option<f32>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = SessionTurn)]
 struct Turn {
     role: String,
     content: String,
@@ -96,9 +100,12 @@ impl Turn {
     }
 }
 
-pub(super) async fn append<G: Generate>(
+/// Lets the session read more.
+#[utoipa::path(post, path = "/v1/sessions/{name}/append", operation_id = "append", params(("name" = String, Path,)), request_body = More,
+    responses((status = 200, body = SpeechReply), Refused, OfSessions, WithBody))]
+pub(in crate::server) async fn append<G: Generate>(
     Caller { service, owner }: Caller<G>,
-    Path(name): Path<String>,
+    Named(name): Named,
     body: Body,
 ) -> Answer {
     let mut more: More = json_or_nothing(&service, body).await?;
@@ -112,9 +119,12 @@ pub(super) async fn append<G: Generate>(
     go_on(service, owner, name, more).await
 }
 
-pub(super) async fn generate<G: Generate>(
+/// Lets the session read more, if there is more, and speak.
+#[utoipa::path(post, path = "/v1/sessions/{name}/generate", operation_id = "generate", params(("name" = String, Path,)), request_body = More,
+    responses((status = 200, content((SpeechReply = "application/json"), (ServerEvent = "text/event-stream"))), Refused, OfSessions, WithBody))]
+pub(in crate::server) async fn generate<G: Generate>(
     Caller { service, owner }: Caller<G>,
-    Path(name): Path<String>,
+    Named(name): Named,
     body: Body,
 ) -> Answer {
     let more: More = json_or_nothing(&service, body).await?;
@@ -128,7 +138,7 @@ async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String
     let (send, events) = mpsc::unbounded_channel();
     let (stream, tokenizer) = (more.stream, Arc::clone(service.prompter.tokenizer()));
     let (for_thread, of) = (Arc::clone(&service), (owner.clone(), name.clone()));
-    let (place, mut watch) = (service.prefills.place(&owner), service.metrics.watch());
+    let (place, mut watch) = (service.prefills.place(&owner), service.watch());
     let thinks = blocking(&service, move |sessions| {
         let (owner, name) = of;
         let mut thinks = false;

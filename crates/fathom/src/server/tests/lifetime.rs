@@ -7,8 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
-use super::{Parrot, ask, post, read_events};
-use crate::server::Limits;
+use super::{Parrot, ask, post, read_events, small};
 use crate::server::serve::serve_until;
 
 /// Waits for something to become true, ten seconds at most.
@@ -28,10 +27,10 @@ fn slow(words: usize) -> Parrot {
     parrot
 }
 
-async fn connect(address: std::net::SocketAddr, body: &str) -> TcpStream {
+pub async fn connect(address: std::net::SocketAddr, body: &str) -> TcpStream {
     let mut connection = TcpStream::connect(address).await.unwrap();
     let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     connection.write_all(head.as_bytes()).await.unwrap();
@@ -71,7 +70,7 @@ async fn stopping_finishes_what_runs_and_takes_no_more() {
     let mut text = String::new();
     connection.read_to_string(&mut text).await.unwrap();
     assert!(text.contains("data: [DONE]"), "{text}");
-    server.await.unwrap().unwrap();
+    server.await.unwrap();
     assert!(!parrot.seen.cancelled.load(Ordering::SeqCst));
 }
 
@@ -92,7 +91,7 @@ async fn half_a_request_does_not_keep_the_server() {
     let mut text = String::new();
     whole.read_to_string(&mut text).await.unwrap();
     assert!(text.contains("word word"), "{text}");
-    tokio::time::timeout(Duration::from_secs(20), server).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), server).await.unwrap().unwrap();
     assert!(!parrot.seen.cancelled.load(Ordering::SeqCst));
     drop(half);
 }
@@ -100,7 +99,7 @@ async fn half_a_request_does_not_keep_the_server() {
 #[tokio::test]
 async fn a_full_queue_says_come_back() {
     let parrot = slow(2000);
-    let service = parrot.service(Limits { requests: 1, body: 1000, ..Limits::default() });
+    let service = parrot.service(small(1));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(serve_until(listener, service, std::future::pending()));

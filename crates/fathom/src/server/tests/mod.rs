@@ -1,10 +1,12 @@
 //! The API over an engine that says what it is told to.
 
+mod attacks;
 mod bodies;
 mod clients;
 mod dialects;
 mod errors;
 mod lifetime;
+mod openapi;
 mod page;
 mod prefills;
 mod replies;
@@ -22,7 +24,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::generate::Sink;
-use super::{Generate, Limits, Service, router};
+use super::{BodyLimits, Generate, Limits, Service, router};
 use crate::chat::{Dialect, Prompter, Tokenizer};
 use fathom_engine::{Error, Event, Finish, Logprob, Request, Usage};
 
@@ -74,7 +76,7 @@ impl Parrot {
     }
 
     fn small_service(&self) -> Arc<Service<Parrot>> {
-        self.service(Limits { requests: 2, body: 100_000, ..Limits::default() })
+        self.service(small(2))
     }
 
     fn router(&self) -> Router {
@@ -133,6 +135,12 @@ impl Generate for Parrot {
     fn context(&self) -> usize {
         self.context
     }
+}
+
+/// Room for so many requests, and for bodies of 100,000 bytes.
+fn small(requests: usize) -> Limits {
+    let bodies = BodyLimits { bytes: 100_000, ..BodyLimits::of_context(1 << 20) };
+    Limits { requests, bodies, ..Limits::default() }
 }
 
 /// The token ids of `text`, with every special token that is spelled in it.

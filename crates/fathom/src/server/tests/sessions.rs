@@ -24,6 +24,12 @@ const CONTEXT: usize = 6000;
 
 /// A server over the embedded model, and the engine to drain.
 pub fn server(folder: Option<&tempfile::TempDir>, keys: Keys) -> (Router, Engine) {
+    let (service, engine) = service(folder, keys, Limits::default());
+    (router(service), engine)
+}
+
+/// The same before it has routes.
+pub fn service(folder: Option<&tempfile::TempDir>, keys: Keys, limits: Limits) -> (Arc<Service<Engine>>, Engine) {
     let shard = ("model-00001.safetensors".to_owned(), Bytes::from_static(WEIGHTS));
     let checkpoint = Checkpoint::from_memory(CONFIG, vec![shard]).unwrap();
     let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
@@ -45,10 +51,9 @@ pub fn server(folder: Option<&tempfile::TempDir>, keys: Keys) -> (Router, Engine
         keep,
     );
     let prompter = Prompter::new(Arc::clone(&TOKENIZER), Dialect::Preview);
-    let service =
-        Service::new(engine.clone(), prompter, "demo", checkpoint.config().eos_token_id, false, Limits::default());
+    let service = Service::new(engine.clone(), prompter, "demo", checkpoint.config().eos_token_id, false, limits);
     let service = service.with_keys(keys).with_sessions(Sessions::new(engine.clone(), stored));
-    (router(Arc::new(service)), engine)
+    (Arc::new(service), engine)
 }
 
 async fn bytes(router: &Router, method: &str, path: &str, key: &str, body: impl Into<Body>) -> (StatusCode, Bytes) {
