@@ -95,7 +95,7 @@ pub struct Service<G> {
     rates: Rates,
     /// Bytes of memory that were planned, if somebody planned.
     pub(super) planned: Option<u64>,
-    pub(super) slots: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     /// Held by every request that is encoded, waits for the engine or runs.
     work: Arc<()>,
     pub(super) started: u64,
