@@ -7,6 +7,7 @@ mod dialect;
 mod error;
 mod events;
 mod experts;
+mod form;
 mod generate;
 mod keys;
 mod log;

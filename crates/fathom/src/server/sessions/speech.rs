@@ -10,14 +10,16 @@ use axum::extract::Path;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use deepseek_recipe::stream::{InferenceFinishReason, ParsingOptions, ThinkingInitialStage};
-use fathom_engine::{Event, Finish, Owner, Request, Sampling, Usage};
+use fathom_engine::{Constraint, Event, Finish, Owner, Request, Sampling, Usage};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::{Answer, Caller, blocking, describe, json_or_nothing};
+use crate::chat::constraint::{Form, Said};
 use crate::chat::{Effort, Message, Output, Piece, Prompter, Role, explain};
+use crate::server::form::{FIELD, structured};
 use crate::server::reply::KEEP_ALIVE;
 use crate::server::{ApiError, Generate, Service};
 
@@ -40,6 +42,7 @@ struct More {
     min_p: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
+    structured_outputs: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,6 +67,14 @@ impl More {
             }
             _ => Err(ApiError::bad(Some("messages"), "A request has one of 'tokens', 'text' and 'messages'.")),
         }
+    }
+
+    /// What the answer is held to.
+    fn constraint(&self, prompter: &Prompter, thinks: bool) -> Result<Option<Arc<dyn Constraint>>, ApiError> {
+        let asked = json!({FIELD: self.structured_outputs});
+        let Some((at, format)) = structured(&asked)? else { return Ok(None) };
+        let form = Form { thinks, answer: Said::Like(at, format), calls: None, written: String::new() };
+        Ok(prompter.grammars().compile(&form)?)
     }
 
     fn sampling(&self) -> Sampling {
@@ -139,6 +150,7 @@ async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String
                 max_tokens: more.max_tokens,
                 stop_tokens: vec![for_thread.eos],
                 sampling: more.sampling(),
+                constraint: more.constraint(&for_thread.prompter, thinks)?,
                 explain: more.explain,
                 ..Request::default()
             };
