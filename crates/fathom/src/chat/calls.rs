@@ -77,7 +77,7 @@ impl Gate {
         held.push(id);
         let begun = self.bytes.len().min(OPEN.len());
         if self.bytes[..begun] != OPEN[..begun] {
-            return Passed::Text(self.held.take().unwrap_or_default());
+            return Passed::Text(self.finish());
         }
         // What follows the end in the same token is no part of it, and not held against it.
         let from = known.min(self.bytes.len()).saturating_sub(CLOSE.len());
@@ -86,14 +86,14 @@ impl Gate {
             None => Passed::Held,
             Some(at) => {
                 let whole = is_whole(&self.bytes[OPEN.len()..at], &self.names);
-                let held = self.held.take().unwrap_or_default();
-                if whole { Passed::Calls(held) } else { Passed::Text(held) }
+                if whole { Passed::Calls(self.held.take().unwrap_or_default()) } else { Passed::Text(self.finish()) }
             }
         }
     }
 
-    /// What still waits at the answer's end: no calls.
+    /// What waits, which is no calls.
     pub(super) fn finish(&mut self) -> Vec<u32> {
+        self.opened = false;
         self.held.take().unwrap_or_default()
     }
 }

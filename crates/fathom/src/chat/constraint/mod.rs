@@ -232,7 +232,12 @@ fn compile(ready: &Arc<Ready>, form: &Form) -> Result<Compiled, Refused> {
         });
         culprit.unwrap_or_else(|| Refused::library(at(form), error))
     })?;
-    Compiled::new(Arc::clone(ready), form, Matcher::new(Ok(parser)))
+    let mut matcher = Matcher::new(Ok(parser));
+    // The first mask is the dearest, and shows whether there is anything to say at all.
+    if matcher.compute_mask_or_eos().is_err() {
+        return Err(Refused::new(at(form), "there is nothing that fits it, or it is too much to tell"));
+    }
+    Compiled::new(Arc::clone(ready), form, matcher)
 }
 
 /// The schemas in a grammar, with what the request calls them.
@@ -279,6 +284,7 @@ fn limited(mut factory: ParserFactory) -> ParserFactory {
     let limits = factory.limits_mut();
     limits.max_lexer_states = 20_000;
     limits.max_grammar_size = 200_000;
+    limits.step_lexer_fuel = 50_000;
     limits.verbose_errors = false;
     factory
 }

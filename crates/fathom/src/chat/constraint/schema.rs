@@ -238,6 +238,7 @@ fn whole(pattern: &str) -> Option<&str> {
             _ if class => {}
             '[' => class = true,
             '(' => depth += 1,
+            ')' if depth == 0 => return None,
             ')' => depth -= 1,
             '|' if depth == 0 => return None,
             '^' | '$' => return None,

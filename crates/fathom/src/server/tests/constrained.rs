@@ -60,7 +60,7 @@ impl Random {
             4 => json!({"type": "string", "minLength": self.below(3), "maxLength": 4 + self.below(8)}),
             5 => json!({"type": "string", "pattern": "^(\\d{2}|[A-Z]+[^<>\"]?)$"}),
             6 => json!({"type": ["integer", "null"], "minimum": 0, "maximum": 99}),
-            7 => json!({"type": "string", "format": ["ipv4", "uuid"][self.below(2) as usize]}),
+            7 => json!({"type": "string", "format": if self.one_in(2) { "ipv4" } else { "uuid" }}),
             8 if !strict => {
                 json!({"type": "array", "items": self.schema(depth - 1, strict), "minItems": self.below(2), "maxItems": 3})
             }
@@ -86,7 +86,7 @@ impl Random {
 /// What an answer must be.
 enum Want {
     Json(Value),
-    Matching(&'static str),
+    Phrase,
     Calls { tools: Vec<(String, Value)>, forced: bool, many: bool },
 }
 
@@ -95,7 +95,7 @@ fn asked(random: &mut Random) -> (Value, bool, Want) {
     let thinking = json!({"type": if random.one_in(4) { "enabled" } else { "disabled" }});
     let said = json!([{"role": "user", "content": "Say it in json."}]);
     let mut body = json!({"model": "demo", "messages": said, "thinking": thinking, "max_tokens": 160});
-    let mut tools = |random: &mut Random, strict| -> Vec<(String, Value)> {
+    let tools = |random: &mut Random, strict| -> Vec<(String, Value)> {
         let n = 1 + random.below(3) as usize;
         ["weather", "look-up", "say_it"]
             .iter()
@@ -114,9 +114,8 @@ fn asked(random: &mut Random) -> (Value, bool, Want) {
             (body, false, Want::Json(schema))
         }
         3 => {
-            let regex = r"(\d{3}-)+(yes|no|né[^a]{2,5})\.";
-            body["structured_outputs"] = json!({"regex": regex});
-            (body, false, Want::Matching(regex))
+            body["structured_outputs"] = json!({"regex": r"([0-9]{3}-)+(yes|no|né[^a]{2,5})\."});
+            (body, false, Want::Phrase)
         }
         // Strict ones, forced or free, of OpenAI's form.
         4 | 5 => {
@@ -222,7 +221,7 @@ fn problem(want: &Want, request: &crate::server::ChatRequest, ids: &[u32]) -> Op
     }
     match want {
         Want::Json(schema) => validates(schema, &text),
-        Want::Matching(_) => {
+        Want::Phrase => {
             let rest = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-');
             let fits = rest == "yes." || rest == "no." || rest.starts_with("né") && rest.ends_with('.');
             (!fits || !text.starts_with(|c: char| c.is_ascii_digit())).then_some(text)
@@ -384,7 +383,7 @@ async fn what_cannot_hold_is_refused() {
     let parrot = Parrot::new("x");
     let schema = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}});
     let tool = |parameters: Value| json!({"tools": [{"type": "function", "function": {"name": "a", "strict": true, "parameters": parameters}}]});
-    let (at, long) = ("response_format.json_schema.schema", "x".repeat(200_000));
+    let at = "response_format.json_schema.schema";
     let strict = "tools[0].function.parameters";
     let object = |properties: Value| {
         let required: Vec<String> = properties.as_object().unwrap().keys().cloned().collect();
@@ -395,14 +394,15 @@ async fn what_cannot_hold_is_refused() {
         (at, "uniqueItems", schema(json!({"type": "array", "uniqueItems": true}))),
         (at, "format: nonsense", schema(json!({"type": "string", "format": "nonsense"}))),
         (at, "oneOf", schema(json!({"oneOf": [{"minimum": 3}, {"maximum": 5}]}))),
+        (at, "nothing", schema(json!({"$ref": "#"}))),
         (at, "minProperties", schema(json!({"type": "object", "minProperties": 3}))),
-        (at, "bytes", schema(json!({"description": long}))),
         (strict, "a space", tool(object(json!({"two words": {"type": "string"}})))),
         (
             "tools[0].function.parameters.properties.a",
             "uniqueItems",
             tool(object(json!({"a": {"type": "array", "items": {"type": "string"}, "uniqueItems": true}}))),
         ),
+        ("structured_outputs.regex", "at most", json!({"structured_outputs": {"regex": "a".repeat(20_000)}})),
         ("structured_outputs.regex", "", json!({"structured_outputs": {"regex": "(a"}})),
         ("structured_outputs.grammar", "start", json!({"structured_outputs": {"grammar": "x: \"a\""}})),
         ("structured_outputs.choice", "choose", json!({"structured_outputs": {"choice": []}})),
@@ -488,7 +488,8 @@ async fn what_looks_like_calls_is_text() {
     let invoke = |name: &str, inner: &str| format!("<｜DSML｜invoke name=\"{name}\">\n{inner}</｜DSML｜invoke>\n");
     let argument = "<｜DSML｜parameter name=\"city\" string=\"false\">{\"a\": [1]}</｜DSML｜parameter>\n";
     let tools = json!([{"name": "weather", "input_schema": {"type": "object"}}]);
-    let whole = |text: String| async {
+    let tools = &tools;
+    let whole = |text: String| async move {
         let parrot = Parrot::new(&text);
         let body = json!({"model": "parrot", "max_tokens": 500, "tools": tools, "messages": [{"role": "user", "content": "hi"}]});
         let (_, reply) = send(parrot.router(), "POST", "/v1/messages", body.to_string()).await;
