@@ -1,6 +1,7 @@
 //! One answer on its way: free while it thinks and speaks, held to a grammar where there is one.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use fathom_engine::{Constraint, Mask};
 use llguidance::Matcher;
@@ -9,6 +10,11 @@ use llguidance::toktrie::SimpleVob;
 use super::exponent::Exponents;
 use super::trie::Ready;
 use super::{Form, Format, Refused, Said, at, told};
+
+/// The time that an answer's masks may take, and what each adds to it: far more than they do take. Grammars have limits in
+/// steps, but not all steps are the same.
+const TIME: Duration = Duration::from_secs(1);
+const TIME_EACH: Duration = Duration::from_millis(20);
 
 /// A form, ready for any number of answers.
 pub(super) struct Compiled {
@@ -39,8 +45,13 @@ enum Next {
 
 impl Compiled {
     /// # Errors
-    /// What was said of the answer already is no beginning of one.
+    /// Nothing fits the form, its first mask takes too long, or what was said of the answer already is no beginning of one.
     pub(super) fn new(ready: Arc<Ready>, form: &Form, mut matcher: Matcher) -> Result<Compiled, Refused> {
+        // The first mask is the dearest, and shows whether there is anything to say at all.
+        let start = Instant::now();
+        if matcher.compute_mask_or_eos().is_err() || start.elapsed() > TIME {
+            return Err(Refused::new(at(form), "there is nothing that fits it, or it is too much to tell"));
+        }
         let next = if form.answer == Said::Anything { Next::Text } else { Next::Held };
         let phase = match (form.thinks, next) {
             (true, next) => Phase::Thinking { idle: next == Next::Text },
@@ -78,6 +89,7 @@ impl Constraint for Compiled {
             matcher,
             exponents: self.exponents.clone(),
             mask: SimpleVob::new(),
+            left: TIME,
         })
     }
 }
@@ -90,6 +102,8 @@ struct Guide {
     matcher: Matcher,
     exponents: Exponents,
     mask: SimpleVob,
+    /// Time that masks may still take.
+    left: Duration,
 }
 
 impl Mask for Guide {
@@ -101,7 +115,10 @@ impl Mask for Guide {
             Phase::Text { opening: false } => &free.text,
             Phase::Text { opening: true } => &free.opening,
             Phase::Held => {
+                let start = Instant::now();
                 self.mask = self.matcher.compute_mask_or_eos().map_err(told)?;
+                let left = (self.left + TIME_EACH).checked_sub(start.elapsed());
+                self.left = left.ok_or("telling what may come next takes too long")?;
                 self.exponents.limit(&mut self.mask, &self.ready.tokenizer, &self.ready.long);
                 self.mask.as_slice()
             }

@@ -232,12 +232,7 @@ fn compile(ready: &Arc<Ready>, form: &Form) -> Result<Compiled, Refused> {
         });
         culprit.unwrap_or_else(|| Refused::library(at(form), error))
     })?;
-    let mut matcher = Matcher::new(Ok(parser));
-    // The first mask is the dearest, and shows whether there is anything to say at all.
-    if matcher.compute_mask_or_eos().is_err() {
-        return Err(Refused::new(at(form), "there is nothing that fits it, or it is too much to tell"));
-    }
-    Compiled::new(Arc::clone(ready), form, matcher)
+    Compiled::new(Arc::clone(ready), form, Matcher::new(Ok(parser)))
 }
 
 /// The schemas in a grammar, with what the request calls them.
