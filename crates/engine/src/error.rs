@@ -121,6 +121,12 @@ pub enum Error {
         /// How many tokens it has.
         tokens: usize,
     },
+    /// Which tokens may come next could not be told.
+    #[error("the answer cannot be held to what was asked for: {problem}; ask for something simpler")]
+    Constraint {
+        /// What went wrong.
+        problem: String,
+    },
     /// What was asked for takes a store.
     #[error("there is no store to keep it in; start with --store DIR")]
     NoStore,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Error, Sampling};
+use crate::{Constraint, Error, Sampling};
 
 /// Whose sessions they are: nothing is found, shared or listed across owners. A namespace of the store, where there is one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,6 +34,8 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// What the answer must be like.
+    pub constraint: Option<Arc<dyn Constraint>>,
     /// Whose it is.
     pub owner: Owner,
     /// The session that it goes on, by name.

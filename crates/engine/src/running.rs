@@ -12,7 +12,7 @@ use crate::engine::Asked;
 use crate::keeper::Fate;
 use crate::room::Hold;
 use crate::sampler::Sampler;
-use crate::{Event, Usage};
+use crate::{Event, Mask, Usage};
 
 /// Positions of a prompt at whose multiples its state is kept.
 const INTERVAL: usize = 8192;
@@ -47,7 +47,7 @@ pub(crate) enum Phase {
     /// It reads its prompt.
     Reading,
     /// It speaks: `next` is its next token, which it has told and has not read, and `heard` whether anybody listened.
-    Speaking { sampler: Box<Sampler>, next: u32, heard: bool },
+    Speaking { sampler: Box<Sampler>, mask: Option<Box<dyn Mask>>, next: u32, heard: bool },
 }
 
 /// What a request does in a pass.

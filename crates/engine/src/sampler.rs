@@ -1,6 +1,6 @@
 //! From logits to a token.
 //!
-//! The order: logit_bias and penalties, temperature, top_k, min_p, top_p, then one draw. Exponentials are our own and the
+//! The order: logit_bias and penalties, the mask, temperature, top_k, min_p, top_p, then one draw. Exponentials are our own and the
 //! generator is a counter, so a seed gives the same text on every machine.
 
 use std::collections::HashMap;
@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use fathom_kernels::math::exp;
 
+use crate::mask::tokens;
 use crate::{Error, Logprob};
 
 #[cfg(test)]
@@ -133,40 +134,53 @@ impl Sampler {
         Sampler { sampling, seed, drawn: 0, counts: HashMap::new(), all: Vec::new(), weighted: Vec::new() }
     }
 
-    /// The next token after these logits.
-    pub fn choose(&mut self, logits: &[f32]) -> Choice {
-        let id = self.pick(logits);
+    /// The next token after these logits: one of a mask, where there is one ([`Mask::allowed`](crate::Mask::allowed)). Its
+    /// probability is the model's own. None where the mask has no token.
+    pub fn choose(&mut self, logits: &[f32], mask: Option<&[u32]>) -> Option<Choice> {
+        let id = self.pick(logits, mask)?;
         *self.counts.entry(id).or_default() += 1;
-        match self.sampling.logprobs {
+        Some(match self.sampling.logprobs {
             Some(n) => report(logits, id, n),
             None => Choice { id, logprob: None, top: Vec::new() },
-        }
+        })
     }
 
-    fn pick(&mut self, logits: &[f32]) -> u32 {
+    fn pick(&mut self, logits: &[f32], mask: Option<&[u32]>) -> Option<u32> {
         let (mut all, mut weighted) = (std::mem::take(&mut self.all), std::mem::take(&mut self.weighted));
         all.clear();
         weighted.clear();
-        let id = self.pick_in(logits, &mut all, &mut weighted);
+        let id = self.pick_in(logits, mask, &mut all, &mut weighted);
         (self.all, self.weighted) = (all, weighted);
         id
     }
 
-    fn pick_in(&mut self, logits: &[f32], all: &mut Vec<(u32, f32)>, weighted: &mut Vec<(u32, f64)>) -> u32 {
+    fn pick_in(
+        &mut self,
+        logits: &[f32],
+        mask: Option<&[u32]>,
+        all: &mut Vec<(u32, f32)>,
+        weighted: &mut Vec<(u32, f64)>,
+    ) -> Option<u32> {
         let s = &self.sampling;
-        all.extend(logits.iter().enumerate().map(|(i, &v)| (i as u32, v)));
-        for &(token, bias) in &s.logit_bias {
-            if let Some(entry) = all.get_mut(token as usize) {
-                entry.1 += bias;
+        match mask {
+            None => all.extend(logits.iter().enumerate().map(|(i, &v)| (i as u32, v))),
+            Some(mask) => all.extend(tokens(mask, logits.len()).map(|token| (token, logits[token as usize]))),
+        }
+        // They are in the order of their ids.
+        let mut add = |token: u32, bias: f32| {
+            if let Ok(at) = all.binary_search_by_key(&token, |entry| entry.0) {
+                all[at].1 += bias;
             }
+        };
+        s.logit_bias.iter().for_each(|&(token, bias)| add(token, bias));
+        if s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 {
+            let penalty = |count: u32| s.presence_penalty + s.frequency_penalty * count as f32;
+            self.counts.iter().for_each(|(&token, &count)| add(token, -penalty(count)));
         }
-        for (&token, &count) in &self.counts {
-            all[token as usize].1 -= s.presence_penalty + s.frequency_penalty * count as f32;
-        }
+        let &(likeliest, best) = all.iter().min_by(|a, b| better(a, b))?;
         if s.temperature == 0.0 {
-            return all.iter().min_by(|a, b| better(a, b)).map_or(0, |best| best.0);
+            return Some(likeliest);
         }
-        let best = all.iter().min_by(|a, b| better(a, b)).map_or(0.0, |best| best.1);
         let weight = |v: f32| {
             let x = (f64::from(v) - f64::from(best)) / f64::from(s.temperature);
             if x.is_nan() { f64::from(u8::from(v == best)) } else { exp(x) }
@@ -193,10 +207,10 @@ impl Sampler {
         for &(id, w) in weighted.iter() {
             left -= w;
             if left < 0.0 {
-                return id;
+                return Some(id);
             }
         }
-        weighted.last().map_or(0, |last| last.0)
+        Some(weighted.last().map_or(likeliest, |last| last.0))
     }
 
     /// The next number in [0, 1): SplitMix64 of seed and counter.

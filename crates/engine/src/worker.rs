@@ -19,7 +19,7 @@ use crate::room::{Hold, fit};
 use crate::running::{Part, Phase, Running};
 use crate::sampler::{Choice, Sampler, report};
 use crate::snapshot::SnapshotError;
-use crate::{Error, Event, Finish};
+use crate::{Error, Event, Finish, Mask};
 
 mod entry;
 
@@ -187,8 +187,8 @@ impl<D: Device> Worker<D> {
     fn advance(&mut self, part: Part, out: Result<Vec<f32>, Error>) {
         let mut running = self.running.remove(part.at);
         let ended = match out {
-            Ok(out) if running.is_speaking() => self.spoke(&mut running, out).map(Ok),
-            Ok(out) => self.read(&mut running, part.tokens, out).map(Ok),
+            Ok(out) if running.is_speaking() => self.spoke(&mut running, out),
+            Ok(out) => self.read(&mut running, part.tokens, out),
             Err(e) => Some(Err(e)),
         };
         match ended {
@@ -198,7 +198,7 @@ impl<D: Device> Worker<D> {
     }
 
     /// Some tokens of the prompt have been read.
-    fn read(&mut self, running: &mut Running<D>, tokens: usize, mut out: Vec<f32>) -> Option<Finish> {
+    fn read(&mut self, running: &mut Running<D>, tokens: usize, mut out: Vec<f32>) -> Option<Result<Finish, Error>> {
         let stretch = running.stretch();
         let to = stretch.start + tokens;
         if let Some(top) = running.asked.request.prompt_logprobs {
@@ -208,7 +208,7 @@ impl<D: Device> Worker<D> {
             for (row, &id) in out.chunks_exact(vocab).zip(ids) {
                 let Choice { id, logprob, top } = report(row, id, top);
                 if (running.asked.sink)(Event::Read { id, logprob, top }).is_break() {
-                    return Some(Finish::Cancelled);
+                    return Some(Ok(Finish::Cancelled));
                 }
             }
             out = if to == stretch.end { out.split_off(out.len() - vocab) } else { Vec::new() };
@@ -217,7 +217,7 @@ impl<D: Device> Worker<D> {
         running.logits = out;
         if !running.tell_progress() {
             running.logits.clear();
-            return Some(Finish::Cancelled);
+            return Some(Ok(Finish::Cancelled));
         }
         if to < stretch.end {
             return None;
@@ -235,7 +235,7 @@ impl<D: Device> Worker<D> {
         if to < total { None } else { self.begin_speaking(running) }
     }
 
-    fn begin_speaking(&mut self, running: &mut Running<D>) -> Option<Finish> {
+    fn begin_speaking(&mut self, running: &mut Running<D>) -> Option<Result<Finish, Error>> {
         running.usage.prefill = running.since.elapsed();
         running.since = Instant::now();
         if let Some(mut missed) = running.usage.missed.take() {
@@ -243,31 +243,35 @@ impl<D: Device> Worker<D> {
             running.usage.missed = Some(missed);
         }
         let sampler = Box::new(Sampler::new(running.asked.request.sampling.clone()));
-        running.phase = Phase::Speaking { sampler, next: 0, heard: true };
+        let mask = running.asked.request.constraint.as_ref().map(|constraint| constraint.begin());
+        running.phase = Phase::Speaking { sampler, mask, next: 0, heard: true };
         self.choose(running)
     }
 
     /// A token of the answer has been read.
-    fn spoke(&mut self, running: &mut Running<D>, out: Vec<f32>) -> Option<Finish> {
+    fn spoke(&mut self, running: &mut Running<D>, out: Vec<f32>) -> Option<Result<Finish, Error>> {
         running.logits = out;
         let Phase::Speaking { next, heard, .. } = running.phase else { return None };
         running.tokens.push(next);
-        if heard { self.choose(running) } else { Some(Finish::Cancelled) }
+        if heard { self.choose(running) } else { Some(Ok(Finish::Cancelled)) }
     }
 
     /// Chooses the next token, or ends.
-    fn choose(&self, running: &mut Running<D>) -> Option<Finish> {
+    fn choose(&self, running: &mut Running<D>) -> Option<Result<Finish, Error>> {
         let request = &running.asked.request;
-        let Phase::Speaking { sampler, next, heard } = &mut running.phase else { return None };
+        let Phase::Speaking { sampler, mask, next, heard } = &mut running.phase else { return None };
         if request.max_tokens.is_some_and(|most| running.usage.generated_tokens >= most) {
-            return Some(Finish::Length);
+            return Some(Ok(Finish::Length));
         }
         if running.tokens.len() >= self.shared.options.context {
-            return Some(Finish::ContextFull);
+            return Some(Ok(Finish::ContextFull));
         }
-        let Choice { id, logprob, top } = sampler.choose(&running.logits);
+        let Choice { id, logprob, top } = match chosen(sampler, mask, &running.logits, &request.stop_tokens) {
+            Ok(choice) => choice,
+            Err(problem) => return Some(Err(Error::Constraint { problem })),
+        };
         if request.stop_tokens.contains(&id) {
-            return Some(Finish::Stop);
+            return Some(Ok(Finish::Stop));
         }
         running.usage.generated_tokens += 1;
         *next = id;
@@ -351,6 +355,21 @@ impl<D: Device> Worker<D> {
             self.cache.put(kept);
         }
     }
+}
+
+/// The next token, one of the mask's where there is one, which is told of it.
+fn chosen(
+    sampler: &mut Sampler,
+    mask: &mut Option<Box<dyn Mask>>,
+    logits: &[f32],
+    stops: &[u32],
+) -> Result<Choice, String> {
+    let allowed = mask.as_mut().map(|mask| mask.allowed()).transpose()?;
+    let choice = sampler.choose(logits, allowed).ok_or("no token may come next")?;
+    if let Some(mask) = mask.as_mut().filter(|_| !stops.contains(&choice.id)) {
+        mask.accept(choice.id)?;
+    }
+    Ok(choice)
 }
 
 /// Failures that more memory for state would mend.

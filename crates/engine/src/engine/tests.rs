@@ -321,3 +321,87 @@ fn seams_are_joined() {
     assert_eq!((usage.prompt_tokens, usage.reused_tokens), (205, 204));
     assert_eq!(ids, run(&self::engine(64, 4, 3000), self::request([known, vec![7]].concat(), 3)).0);
 }
+
+/// Lets only tokens come that are in turn even and odd, and an end, token 0, after `ends` of them; fails at `fails`.
+struct InTurn {
+    ends: usize,
+    fails: usize,
+}
+
+struct Turn {
+    said: usize,
+    ends: usize,
+    fails: usize,
+    mask: Vec<u32>,
+}
+
+impl crate::Constraint for InTurn {
+    fn begin(&self) -> Box<dyn crate::Mask> {
+        Box::new(Turn { said: 0, ends: self.ends, fails: self.fails, mask: vec![0; 16] })
+    }
+}
+
+impl crate::Mask for Turn {
+    fn allowed(&mut self) -> Result<&[u32], String> {
+        if self.said == self.fails {
+            return Err("it is too much".to_owned());
+        }
+        self.mask.fill(if self.said.is_multiple_of(2) { 0x5555_5555 } else { 0xAAAA_AAAA });
+        self.mask[0] &= !1;
+        if self.said == self.ends {
+            self.mask.fill(0);
+            self.mask[0] = 1;
+        }
+        Ok(&self.mask)
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        assert_eq!(token as usize % 2, self.said % 2);
+        self.said += 1;
+        Ok(())
+    }
+}
+
+/// A constraint holds each answer by itself, whoever runs beside it, and changes nothing for those that have none.
+#[test]
+fn constraints_hold_each_answer_alone() {
+    let all = engine(64, 16, 1000);
+    let held = |i: u64, ends, fails| {
+        let sampling = Sampling { seed: Some(i), temperature: 1.5, ..Sampling::default() };
+        let constraint: Arc<dyn crate::Constraint> = Arc::new(InTurn { ends, fails });
+        Request { sampling, stop_tokens: vec![0], constraint: Some(constraint), ..request(prompt(40), 30) }
+    };
+    let free = |i: u64| Request { constraint: None, ..held(i, 0, 0) };
+    let begin = |engine: &Engine, request| {
+        let (send, receive) = mpsc::channel();
+        let sink = move |event| send.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue);
+        engine.submit(request, sink).unwrap();
+        receive
+    };
+    let running: Vec<_> =
+        (0..6).flat_map(|i| [begin(&all, held(i, 4 + 3 * i as usize, 99)), begin(&all, free(i))]).collect();
+    let answers: Vec<(Vec<u32>, Finish)> = running
+        .into_iter()
+        .map(|events| {
+            let (mut ids, mut end) = (Vec::new(), None);
+            for event in events {
+                match event {
+                    Event::Token { id, .. } => ids.push(id),
+                    Event::Done { reason, .. } => end = Some(reason),
+                    _ => {}
+                }
+            }
+            (ids, end.unwrap())
+        })
+        .collect();
+    for (i, pair) in answers.chunks(2).enumerate() {
+        let (ids, reason, _) = run(&engine(64, 16, 1000), held(i as u64, 4 + 3 * i, 99));
+        assert_eq!((ids.len(), reason), (4 + 3 * i, Finish::Stop));
+        assert_eq!(pair[0], (ids, reason));
+        let (ids, reason, _) = run(&engine(64, 16, 1000), free(i as u64));
+        assert_eq!(pair[1], (ids, reason));
+    }
+    let failed = begin(&all, held(1, 20, 3)).into_iter().last();
+    let Some(Event::Failed(error)) = failed else { panic!("{failed:?}") };
+    assert!(error.to_string().contains("it is too much"), "{error}");
+}

@@ -43,7 +43,7 @@ fn draws_follow_the_distribution() {
         let mut counts = [0usize; 6];
         let mut sampler = Sampler::new(s.clone());
         for _ in 0..40_000 {
-            counts[sampler.pick(&logits) as usize] += 1;
+            counts[sampler.pick(&logits, None).unwrap() as usize] += 1;
         }
         for (count, want) in counts.iter().zip(want) {
             assert!((*count as f64 / 40_000.0 - want).abs() < 0.01, "{s:?} {counts:?}");
@@ -54,7 +54,7 @@ fn draws_follow_the_distribution() {
 
 #[test]
 fn greedy_takes_the_lowest_of_equals_and_never_nan() {
-    let choose = |logits: &[f32]| Sampler::new(Sampling::greedy()).choose(logits).id;
+    let choose = |logits: &[f32]| Sampler::new(Sampling::greedy()).choose(logits, None).unwrap().id;
     assert_eq!(choose(&[0.0, 3.0, 3.0, 1.0]), 1);
     assert_eq!(choose(&[f32::NAN, -5.0, f32::NEG_INFINITY]), 1);
     assert_eq!(choose(&[-0.0, 0.0]), 0);
@@ -65,17 +65,17 @@ fn penalties_and_bias() {
     let logits = [0.0, 1.0, 0.9];
     let s = Sampling { frequency_penalty: 0.3, ..Sampling::greedy() };
     let mut sampler = Sampler::new(s);
-    let ids: Vec<u32> = (0..4).map(|_| sampler.choose(&logits).id).collect();
+    let ids: Vec<u32> = (0..4).map(|_| sampler.choose(&logits, None).unwrap().id).collect();
     assert_eq!(ids, [1, 2, 1, 2]);
     let s = Sampling { logit_bias: vec![(0, 5.0)], ..Sampling::greedy() };
-    assert_eq!(Sampler::new(s).choose(&logits).id, 0);
+    assert_eq!(Sampler::new(s).choose(&logits, None).unwrap().id, 0);
 }
 
 #[test]
 fn logprobs_are_the_models_own() {
     let logits = [0.0, 1.0, 2.0];
     let s = Sampling { logprobs: Some(2), temperature: 0.0, logit_bias: vec![(0, 50.0)], ..Sampling::default() };
-    let choice = Sampler::new(s).choose(&logits);
+    let choice = Sampler::new(s).choose(&logits, None).unwrap();
     let total = (1.0f64 + 1f64.exp() + 2f64.exp()).ln();
     assert_eq!(choice.id, 0);
     assert!((f64::from(choice.logprob.unwrap()) + total).abs() < 1e-6);
@@ -103,6 +103,30 @@ fn parameters_are_checked_by_name() {
 }
 
 proptest! {
+    /// A mask is what logits of nothing would be, to the bit, and what is outside of it never comes.
+    #[test]
+    fn a_mask_takes_tokens_out(
+        logits in prop::collection::vec(-5f32..5.0, 1..80), bits: [u32; 3], last: bool,
+        temperature in 0f32..2.0, top_p in 0.1f32..=1.0, top_k in 0usize..9, min_p in 0f32..0.5, seed: u64,
+        logit_bias in prop::collection::vec((0u32..80, -5f32..5.0), 0..4), presence_penalty in -1f32..1.0,
+    ) {
+        let s = Sampling {
+            temperature, top_p, top_k, min_p, logit_bias, presence_penalty, seed: Some(seed), ..Sampling::default()
+        };
+        let mask = if last { &bits[..] } else { &bits[..1] };
+        let allows = |token: usize| mask.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+        let nothing = |(token, &v): (usize, &f32)| if allows(token) { v } else { f32::NEG_INFINITY };
+        let without: Vec<f32> = logits.iter().enumerate().map(nothing).collect();
+        let (mut a, mut b) = (Sampler::new(s.clone()), Sampler::new(s));
+        for _ in 0..5 {
+            let choice = a.choose(&logits, Some(mask));
+            prop_assert_eq!(choice.is_none(), without.iter().all(|v| *v == f32::NEG_INFINITY));
+            let Some(choice) = choice else { break };
+            prop_assert!(allows(choice.id as usize));
+            prop_assert_eq!(choice.id, b.choose(&without, None).unwrap().id);
+        }
+    }
+
     #[test]
     fn never_panics_and_stays_in_range(
         logits in prop::collection::vec(prop_oneof![any::<f32>(), -5f32..5.0], 1..50),
@@ -111,9 +135,9 @@ proptest! {
         let s = Sampling { temperature, top_p, top_k, min_p, seed: Some(seed), logprobs: Some(1), ..Sampling::default() };
         let (mut a, mut b) = (Sampler::new(s.clone()), Sampler::new(s));
         for _ in 0..5 {
-            let id = a.choose(&logits).id;
+            let id = a.choose(&logits, None).unwrap().id;
             prop_assert!((id as usize) < logits.len());
-            prop_assert_eq!(id, b.choose(&logits).id);
+            prop_assert_eq!(id, b.choose(&logits, None).unwrap().id);
         }
     }
 }

@@ -178,10 +178,10 @@ impl<D: Device> Worker<D> {
         let ended = match running.tell_progress() {
             true if running.left() == 0 => self.begin_speaking(&mut running),
             true => None,
-            false => Some(Finish::Cancelled),
+            false => Some(Ok(Finish::Cancelled)),
         };
         match ended {
-            Some(finish) => self.end(running, Ok(finish)),
+            Some(ended) => self.end(running, ended),
             None => self.running.push(running),
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! Prompts are rendered and answers parsed by DeepSeek's own crates; what is here ties them to a fast tokenizer.
 
+mod calls;
+pub mod constraint;
 mod decoder;
 mod missed;
 mod output;

@@ -10,11 +10,13 @@ use deepseek_recipe::stream::{
     ChunkGenerator, FinishReason, InferenceChunk, InferenceFinishReason, InferenceTokenLogprob, OutputChunk,
     ParsingOptions, PromptUsage, StreamError, StreamProcessor,
 };
+use deepseek_recipe_core::special_tokens::SpecialToken;
 use futures_util::Stream;
 use futures_util::stream::poll_fn;
 
 use super::Tokenizer;
-use super::tokenizer::NO_TOKEN;
+use super::calls::{Gate, Passed};
+use super::tokenizer::{AS_TEXT, NO_TOKEN};
 use crate::Error;
 
 /// A part of an answer, as it comes.
@@ -83,6 +85,12 @@ pub struct Output<G: ChunkGenerator = Pieces> {
     queue: Queue,
     parsed: Parsed<G::Chunk>,
     ended: bool,
+    gate: Option<Gate>,
+    /// Calls are complete, and nothing may follow.
+    called: bool,
+    malformed: bool,
+    /// Log probabilities of tokens that wait.
+    logprobs: VecDeque<Option<InferenceTokenLogprob>>,
 }
 
 impl<G: ChunkGenerator> fmt::Debug for Output<G> {
@@ -105,6 +113,23 @@ where
 {
     /// A reader that makes what `generator` makes.
     pub fn with_generator(tokenizer: Arc<Tokenizer>, parsing: ParsingOptions, generator: G) -> Output<G> {
+        Output::through(tokenizer, parsing, generator, None)
+    }
+
+    /// The same for an answer that may call tools of these names and that nothing holds to their form: what only looks like calls
+    /// is text, and a block of calls comes when it is complete. See [`Output::malformed`].
+    pub fn checked(
+        tokenizer: Arc<Tokenizer>,
+        mut parsing: ParsingOptions,
+        generator: G,
+        names: Vec<String>,
+    ) -> Output<G> {
+        let opened = std::mem::take(&mut parsing.starts_in_tool_calls);
+        let gate = if parsing.parse_tool_calls { Gate::new(&tokenizer, names, opened) } else { None };
+        Output::through(tokenizer, parsing, generator, gate)
+    }
+
+    fn through(tokenizer: Arc<Tokenizer>, parsing: ParsingOptions, generator: G, gate: Option<Gate>) -> Output<G> {
         let queue = Queue::default();
         let source = Arc::clone(&queue);
         let source = poll_fn(move |_| match lock(&source).pop_front() {
@@ -113,7 +138,8 @@ where
         });
         let processor = StreamProcessor::new(generator, parsing).with_tokenizer(tokenizer);
         let parsed = Box::pin(processor.into_protocol_stream(source));
-        Output { queue, parsed, ended: false }
+        let logprobs = VecDeque::new();
+        Output { queue, parsed, ended: false, gate, called: false, malformed: false, logprobs }
     }
 
     /// Says what the prompt took: `tokens` in all, `reused` of them from the cache. To be called once, first, or not
@@ -132,7 +158,45 @@ where
     /// # Errors
     /// [`Error::Decode`].
     pub fn push(&mut self, id: u32, logprob: Option<InferenceTokenLogprob>) -> Result<Vec<G::Chunk>, Error> {
+        let Some(gate) = self.gate.as_mut().filter(|_| !self.called) else {
+            return if self.called { Ok(Vec::new()) } else { self.feed_token(id, logprob) };
+        };
+        self.logprobs.push_back(logprob);
+        match gate.push(id) {
+            Passed::Held => Ok(Vec::new()),
+            Passed::Text(ids) => self.feed_as_text(&ids),
+            Passed::Through => self.feed_held(&[id]),
+            Passed::Calls(ids) => {
+                self.called = true;
+                let mut chunks = Vec::new();
+                if gate.opened() {
+                    let content = format!("<{}tool_calls>\n", SpecialToken::Dsml.default_str());
+                    chunks = self.feed(InferenceChunk::Text { content, token_count: 0 })?;
+                }
+                chunks.extend(self.feed_held(&ids)?);
+                Ok(chunks)
+            }
+        }
+    }
+
+    fn feed_token(&mut self, id: u32, logprob: Option<InferenceTokenLogprob>) -> Result<Vec<G::Chunk>, Error> {
         self.feed(InferenceChunk::Tokens { token_ids: vec![id], logprobs: logprob.map(|logprob| vec![logprob]) })
+    }
+
+    /// Tokens that have waited.
+    fn feed_held(&mut self, ids: &[u32]) -> Result<Vec<G::Chunk>, Error> {
+        let mut chunks = Vec::new();
+        for &id in ids {
+            let logprob = self.logprobs.pop_front().flatten();
+            chunks.extend(self.feed_token(id, logprob)?);
+        }
+        Ok(chunks)
+    }
+
+    /// The same, as the text that they are.
+    fn feed_as_text(&mut self, ids: &[u32]) -> Result<Vec<G::Chunk>, Error> {
+        self.malformed = true;
+        self.feed_held(&ids.iter().map(|id| id | AS_TEXT).collect::<Vec<u32>>())
     }
 
     /// Takes the end of the model's tokens and gives the rest.
@@ -140,8 +204,12 @@ where
     /// # Errors
     /// As [`Output::push`].
     pub fn end(&mut self, reason: InferenceFinishReason) -> Result<Vec<G::Chunk>, Error> {
+        let held = self.gate.as_mut().map(Gate::finish).unwrap_or_default();
+        let mut chunks = if held.is_empty() { Vec::new() } else { self.feed_as_text(&held)? };
         // The parser holds back text that ends in U+FFFD, perhaps an incomplete character, and in the end would drop it.
-        let mut chunks = self.feed(InferenceChunk::Tokens { token_ids: vec![NO_TOKEN], logprobs: None })?;
+        chunks.extend(self.feed(InferenceChunk::Tokens { token_ids: vec![NO_TOKEN], logprobs: None })?);
+        // Who stopped after the last call, or was stopped there, has ended.
+        let reason = if self.called { InferenceFinishReason::Stop } else { reason };
         chunks.extend(self.feed(InferenceChunk::Finish { finish_reason: reason })?);
         Ok(chunks)
     }
@@ -149,6 +217,16 @@ where
     /// Whether the answer is complete: the model stopped, or a stop string was found and generation must stop.
     pub fn ended(&self) -> bool {
         self.ended
+    }
+
+    /// Whether nothing more can be said, though the end was not told yet: calls end an answer.
+    pub fn called(&self) -> bool {
+        self.called
+    }
+
+    /// Whether there was something that looked like calls of tools and is none; it is part of the text.
+    pub fn malformed(&self) -> bool {
+        self.malformed
     }
 
     fn feed(&mut self, chunk: InferenceChunk) -> Result<Vec<G::Chunk>, Error> {

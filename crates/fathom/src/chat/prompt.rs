@@ -13,6 +13,7 @@ use deepseek_recipe_encoding::dsv4::DeepseekV4Encoding;
 use fathom_weights::Release;
 
 use super::Tokenizer;
+use super::constraint::Grammars;
 use crate::Error;
 
 /// Which texts ask for effort, by the model's release. All else about V4's prompts is the same.
@@ -99,18 +100,25 @@ pub struct Prompter {
     pub(super) tokenizer: Arc<Tokenizer>,
     encoding: DeepseekV4Encoding,
     dialect: Dialect,
+    grammars: Arc<Grammars>,
 }
 
 impl Prompter {
     /// A writer of `dialect` with a tokenizer that [`Tokenizer::check`] found to be the model's.
     pub fn new(tokenizer: Arc<Tokenizer>, dialect: Dialect) -> Prompter {
         let encoding = DeepseekV4Encoding::new().with_tokenizer(Arc::clone(&tokenizer));
-        Prompter { tokenizer, encoding, dialect }
+        let grammars = Arc::new(Grammars::new(Arc::clone(&tokenizer)));
+        Prompter { tokenizer, encoding, dialect, grammars }
     }
 
     /// The tokenizer it writes with.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
+    }
+
+    /// What answers in its tokens can be held to.
+    pub fn grammars(&self) -> &Grammars {
+        &self.grammars
     }
 
     /// The dialect it writes.

@@ -28,6 +28,8 @@ const PADDING: usize = 255;
 /// An id that no vocabulary has and no text stands for. To DeepSeek's parser it is a special token: at one, the parser
 /// gives what it held back.
 pub(super) const NO_TOKEN: u32 = u32::MAX;
+/// With this bit, an id is to DeepSeek's parser a plain token of the same text, whatever it is by itself.
+pub(super) const AS_TEXT: u32 = 1 << 30;
 
 /// The special tokens without which no prompt can be written.
 const REQUIRED: [SpecialToken; 6] = [
@@ -187,9 +189,14 @@ impl Tokenizer {
         self.is_added.get(id as usize).copied().unwrap_or(false)
     }
 
+    /// The token in the tags of tool calls.
+    pub fn dsml(&self) -> Option<u32> {
+        self.special(SpecialToken::Dsml.default_str())
+    }
+
     /// Whether the vocabulary has what tool calls are written with.
     pub fn can_call_tools(&self) -> bool {
-        self.special(SpecialToken::Dsml.default_str()).is_some()
+        self.dsml().is_some()
     }
 
     /// One more than the largest token id.
@@ -235,14 +242,14 @@ impl Tokenizer {
 impl StreamTokenizer for Tokenizer {
     fn decode_ids(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, String> {
         if skip_special_tokens {
-            let plain: Vec<u32> = ids.iter().copied().filter(|&id| !self.is_special(id)).collect();
+            let plain: Vec<u32> = ids.iter().filter(|&&id| !self.is_special(id)).map(|&id| itself(id)).collect();
             return Ok(self.decode(&plain));
         }
-        Ok(self.decode(ids))
+        Ok(self.decode(&ids.iter().map(|&id| itself(id)).collect::<Vec<u32>>()))
     }
 
     fn id_to_token(&self, id: u32) -> Option<String> {
-        self.bpe.id_to_token(id).map(str::to_owned)
+        self.bpe.id_to_token(itself(id)).map(str::to_owned)
     }
 
     fn count_tokens(&self, text: &str) -> Option<usize> {
@@ -252,6 +259,11 @@ impl StreamTokenizer for Tokenizer {
     fn is_special_token(&self, id: u32) -> bool {
         self.is_special(id) || id == NO_TOKEN
     }
+}
+
+/// An id without the bit that makes it plain text.
+fn itself(id: u32) -> u32 {
+    if id == NO_TOKEN { id } else { id & !AS_TEXT }
 }
 
 /// Runs `load` on a thread.

@@ -4,26 +4,31 @@ use axum::response::sse::Event as Sent;
 use deepseek_recipe::openai::ChatCompletionRequest;
 use deepseek_recipe::openai::chat_completion::response::{ChatCompletionChunk, ChatCompletionUsage};
 use deepseek_recipe::request::ConversationRequest;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::ApiError;
-use super::dialect::{Dialect, Unsupported, empty, never, only_free_text, only_text, refuse};
+use super::dialect::{Dialect, MALFORMED, Unsupported, empty, never, only_text, refuse};
+use super::form::{Asked, Declared, json_format, one, structured, take_choice};
 use super::request::{ChatRequest, Served, json, understand};
 
 /// The most choices of one request.
 const CHOICES: u64 = 16;
 
 /// What OpenAI's chat has and we have not.
-const UNSUPPORTED: [Unsupported; 8] = [
+const UNSUPPORTED: [Unsupported; 11] = [
     Unsupported("functions", empty, "send them as 'tools'"),
     Unsupported("function_call", |value| value == "none" || value == "auto", "use 'tool_choice'"),
-    Unsupported("parallel_tool_calls", |value| value == true, "the number of calls is not limited; take the first"),
+    Unsupported("guided_json", never, GUIDED),
+    Unsupported("guided_regex", never, GUIDED),
+    Unsupported("guided_choice", never, GUIDED),
+    Unsupported("guided_grammar", never, GUIDED),
     Unsupported("modalities", |value| value.as_array().is_some_and(|all| all.iter().all(|one| one == "text")), TEXT),
     Unsupported("audio", never, TEXT),
     Unsupported("web_search_options", never, "nothing is looked up; send a tool that searches"),
     Unsupported("verbosity", |value| value == "medium", "ask for it in a message"),
     Unsupported("moderation", never, "nothing is moderated"),
 ];
+pub(super) const GUIDED: &str = "use 'structured_outputs'";
 const TEXT: &str = "this model reads and writes text only";
 
 /// OpenAI's chat, as one reply is written in it.
@@ -52,12 +57,12 @@ impl Dialect for Chat {
     fn understand(mut body: Value, served: &Served) -> Result<ChatRequest, ApiError> {
         let (newer, choices) = translate(&mut body)?;
         let checked = refuse(&body, &UNSUPPORTED)
-            .and_then(|()| only_free_text("response_format", &body["response_format"]))
             .and_then(|()| only_text("messages", &body["messages"]))
-            .and_then(|()| only_tools_that_are(&body))
-            .and_then(|()| understand::<ChatCompletionRequest>(&body, served));
-        let request = checked.map_err(|error| if newer { as_sent(error) } else { error })?;
-        Ok(ChatRequest { choices, ..request })
+            .and_then(|()| asked(&mut body))
+            .and_then(|asked| Ok((asked, understand::<ChatCompletionRequest>(&body, served)?)));
+        let (asked, mut request) = checked.map_err(|error| if newer { as_sent(error) } else { error })?;
+        let form = asked.form(&mut request.converted, served)?;
+        Ok(ChatRequest { choices, form, ..request })
     }
 
     fn new(request: &ConversationRequest, choices: usize) -> Chat {
@@ -94,6 +99,15 @@ impl Dialect for Chat {
             usage: Some(Some(usage)),
         });
         [Some(chunk), last].into_iter().flatten().collect()
+    }
+
+    fn mark(reply: &mut Value, choices: &[usize]) {
+        for choice in reply["choices"].as_array_mut().into_iter().flatten() {
+            let is_marked = choice["index"].as_u64().is_some_and(|index| choices.contains(&(index as usize)));
+            if is_marked && !choice["finish_reason"].is_null() {
+                choice[MALFORMED] = json!(true);
+            }
+        }
     }
 
     /// Clients look for an error in the data.
@@ -155,13 +169,17 @@ fn translate(body: &mut Value) -> Result<(bool, usize), ApiError> {
     Ok((is_newer, choices))
 }
 
-/// Refuses to force a call where there is no tool to call.
-fn only_tools_that_are(body: &Value) -> Result<(), ApiError> {
-    let choice = &body["tool_choice"];
-    let forced = choice == "required" || choice.is_object();
-    if forced && body["tools"].as_array().is_none_or(Vec::is_empty) {
-        let message = "tool_choice asks for a call, but there are no tools; send them as 'tools'.";
-        return Err(ApiError::bad(Some("tool_choice"), message));
+/// What the body asks of the form of the answer.
+fn asked(body: &mut Value) -> Result<Asked, ApiError> {
+    fn named(choice: &Value) -> Option<&str> {
+        choice["function"]["name"].as_str().filter(|_| choice["type"] == "function")
     }
-    Ok(())
+    let tools = body["tools"].as_array().into_iter().flatten().enumerate();
+    let tools = tools.map(|(i, tool)| Declared::new(&format!("tools[{i}].function"), &tool["function"], "parameters"));
+    Ok(Asked {
+        many: body["parallel_tool_calls"] != false,
+        format: one(json_format("response_format", &body["response_format"], "json_schema.schema"), structured(body)?)?,
+        tools: tools.collect(),
+        choice: take_choice(body, named, "auto".into()),
+    })
 }

@@ -17,12 +17,15 @@ use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
-use super::dialect::{Unsupported, refuse};
+use super::chat::GUIDED;
+use super::dialect::{Unsupported, never, refuse};
 use super::events::Events;
+use super::form::structured;
 use super::openapi::{Asked, CompletionsReply, Refused, ServerEvent, WithBody};
 use super::reply::{KEEP_ALIVE, LOWEST_LOGPROB, now, reply_id};
 use super::request::{Sampled, json as parsed, typed};
 use super::{ApiError, Generate, Service};
+use crate::chat::constraint::{Form, Said};
 use crate::chat::{Decoder, Stops, Tokenizer};
 
 /// The most texts of one request.
@@ -33,7 +36,11 @@ const MAX_TOKENS: usize = 16;
 const STOPS: usize = 16;
 
 /// What OpenAI's completions have and we have not.
-const UNSUPPORTED: [Unsupported; 2] = [
+const UNSUPPORTED: [Unsupported; 6] = [
+    Unsupported("guided_json", never, GUIDED),
+    Unsupported("guided_regex", never, GUIDED),
+    Unsupported("guided_choice", never, GUIDED),
+    Unsupported("guided_grammar", never, GUIDED),
     Unsupported("suffix", |value| value == "", "texts are continued at their end only"),
     Unsupported("best_of", |value| value == 1, "ask for several with 'n', and take the best"),
 ];
@@ -179,6 +186,11 @@ fn encode<G: Generate>(service: &Service<G>, owner: Owner, body: &[u8]) -> Resul
         return Err(ApiError::bad(Some("stop"), format!("stop takes up to {STOPS} strings that are not empty.")));
     }
     let sampling = sampled.sampling(asked.seed, asked.logprobs, &service.served)?;
+    let form = structured(&body)?.map(|(at, format)| {
+        let answer = Said::Like(at, format);
+        Form { thinks: false, answer, calls: None, written: String::new() }
+    });
+    let constraint = form.map(|form| service.prompter.grammars().compile(&form)).transpose()?.flatten();
     let echo = asked.echo.unwrap_or(false);
     // Before there are copies of it.
     let room = service.desk.prompts(prompts.iter().map(|(prompt, _)| prompt.len()).sum::<usize>() * n)?;
@@ -203,6 +215,7 @@ fn encode<G: Generate>(service: &Service<G>, owner: Owner, body: &[u8]) -> Resul
                 max_tokens: Some(asked.max_tokens.unwrap_or(MAX_TOKENS)),
                 stop_tokens: vec![service.eos],
                 sampling,
+                constraint: constraint.clone(),
                 owner: owner.clone(),
                 prompt_logprobs: asked.logprobs.filter(|_| echo),
                 ..Request::default()

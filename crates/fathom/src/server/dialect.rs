@@ -29,6 +29,9 @@ pub(super) trait Dialect: Sized + Send + 'static {
     /// A chunk of one of the choices, as the client gets it.
     fn shape(&mut self, choice: usize, chunk: Chunk<Self>) -> Vec<Chunk<Self>>;
 
+    /// Marks what ends choices, or a whole reply, in which something looked like calls and is none.
+    fn mark(reply: &mut Value, choices: &[usize]);
+
     /// A refusal.
     fn refusal(error: ApiError) -> Response {
         error.into_response()
@@ -44,6 +47,9 @@ pub(super) type Reply<D> = <<D as Dialect>::Request as ProtocolRequest>::Respons
 pub(super) type Generator<D> = <Reply<D> as ProtocolResponse>::ChunkGenerator;
 /// A part of a reply.
 pub(super) type Chunk<D> = <Generator<D> as ChunkGenerator>::Chunk;
+
+/// The field of replies that says so.
+pub(super) const MALFORMED: &str = "malformed_tool_calls";
 
 /// A field that a dialect has and that is not supported: where it is, which values change nothing, and what to do instead.
 pub(super) struct Unsupported(pub &'static str, pub fn(&Value) -> bool, pub &'static str);
@@ -87,18 +93,4 @@ pub(super) fn only_text(at: &str, value: &Value) -> Result<(), ApiError> {
         }
     }
     Ok(())
-}
-
-/// Refuses formats of the answer: nothing here holds the model to one.
-pub(super) fn only_free_text(param: &str, format: &Value) -> Result<(), ApiError> {
-    match format["type"].as_str() {
-        None | Some("text") => Ok(()),
-        Some(kind) => {
-            let message = format!(
-                "{param} '{kind}' is not supported: this version cannot guarantee the format of an answer. Use \
-                 'text', ask for the format in a message, and check what comes."
-            );
-            Err(ApiError::bad(Some(param), message))
-        }
-    }
 }

@@ -131,6 +131,7 @@ impl ApiError {
             EngineError::PromptTooLong { .. } => ApiError::too_long(message),
             EngineError::QueueFull { .. } => ApiError::other(StatusCode::TOO_MANY_REQUESTS, "queue_full", message),
             EngineError::ShuttingDown => unavailable("shutting_down"),
+            EngineError::Constraint { .. } => ApiError::bad(None, message),
             EngineError::Memory { .. } => ApiError::bad(Some("max_tokens"), message),
             EngineError::NoSession { .. } => ApiError::other(StatusCode::NOT_FOUND, "no_such_session", message),
             EngineError::SessionExists { .. } => ApiError::other(StatusCode::CONFLICT, "session_exists", message),

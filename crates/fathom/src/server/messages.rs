@@ -11,29 +11,29 @@ use axum::response::{IntoResponse, Response};
 use deepseek_recipe::anthropic::MessagesRequest;
 use deepseek_recipe::anthropic::messages::response::MessagesStreamEvent;
 use deepseek_recipe::request::ConversationRequest;
-use deepseek_recipe_core::tools::ToolChoice;
+use deepseek_recipe_core::conversation::ResponseFormat;
 use serde_json::{Value, json};
 
-use super::dialect::{Dialect, Unsupported, empty, never, only_text, refuse};
+use super::dialect::{Dialect, MALFORMED, Unsupported, empty, never, only_text, refuse};
+use super::form::{Asked, Declared, json_format, one, take_choice};
 use super::openapi::{CountBody, CountReply, Foreign, MessagesRefused};
 use super::reply::render;
 use super::request::{ChatRequest, Served, json as parsed, understand};
 use super::{ApiError, Generate, Service};
+use crate::chat::constraint::Format;
 
 /// What the Messages API has and we have not.
-const UNSUPPORTED: [Unsupported; 5] = [
+const UNSUPPORTED: [Unsupported; 4] = [
     Unsupported("mcp_servers", empty, "no servers of tools are called; send their tools as 'tools'"),
     Unsupported("container", never, "no code is run here"),
-    Unsupported("output_format", never, FORMAT),
-    Unsupported("output_config.format", never, FORMAT),
-    Unsupported(
-        "tool_choice.disable_parallel_tool_use",
-        |value| value == false,
-        "the number of calls is not limited; take the first",
-    ),
+    Unsupported("output_format", is_schema, FORMAT),
+    Unsupported("output_config.format", is_schema, FORMAT),
 ];
-const FORMAT: &str =
-    "this version cannot guarantee the format of an answer; ask for it in a message, and check what comes";
+const FORMAT: &str = "a format has the type 'json_schema', and a 'schema'";
+
+fn is_schema(format: &Value) -> bool {
+    format["type"] == "json_schema" && format.get("schema").is_some()
+}
 
 /// Anthropic's messages, as one is written.
 pub(super) struct Messages;
@@ -50,13 +50,16 @@ impl Dialect for Messages {
     type Request = MessagesRequest;
     const ID: &'static str = "msg_";
 
-    fn understand(body: Value, served: &Served) -> Result<ChatRequest, ApiError> {
+    fn understand(mut body: Value, served: &Served) -> Result<ChatRequest, ApiError> {
         refuse(&body, &UNSUPPORTED)?;
         only_text("messages", &body["messages"])?;
+        let asked = asked(&mut body)?;
         let mut request = understand::<MessagesRequest>(&body, served)?;
-        if body["tool_choice"]["type"] == "any" {
-            any(&mut request.converted)?;
+        if let Some((_, Format::Schema(schema))) = &asked.format {
+            // The prompt tells it, as for the other dialects.
+            request.converted.conversation.response_format = ResponseFormat::JsonSchema(schema.clone());
         }
+        request.form = asked.form(&mut request.converted, served)?;
         Ok(request)
     }
 
@@ -66,6 +69,12 @@ impl Dialect for Messages {
 
     fn shape(&mut self, _: usize, chunk: MessagesStreamEvent) -> Vec<MessagesStreamEvent> {
         vec![chunk]
+    }
+
+    fn mark(reply: &mut Value, _: &[usize]) {
+        if matches!(reply["type"].as_str(), Some("message" | "message_delta")) {
+            reply[MALFORMED] = json!(true);
+        }
     }
 
     fn refusal(error: ApiError) -> Response {
@@ -87,19 +96,23 @@ impl Dialect for Messages {
     }
 }
 
-/// `tool_choice` any: DeepSeek's conversion takes it for auto, which would not hold it.
-fn any(converted: &mut ConversationRequest) -> Result<(), ApiError> {
-    if converted.conversation.tools.is_empty() {
-        let message = "tool_choice asks for a call, but there are no tools; send them as 'tools'.";
-        return Err(ApiError::bad(Some("tool_choice"), message));
+/// What the body asks of the form of the answer.
+fn asked(body: &mut Value) -> Result<Asked, ApiError> {
+    fn named(choice: &Value) -> Option<&str> {
+        choice["name"].as_str().filter(|_| choice["type"] == "tool")
     }
-    if converted.conversation.thinking_mode {
-        let message = "tool_choice 'any' cannot be had while the model thinks; use 'auto', or disable thinking.";
-        return Err(ApiError::bad(Some("tool_choice"), message));
-    }
-    converted.conversation.tool_choice = ToolChoice::Required;
-    converted.parsing_options.starts_in_tool_calls = true;
-    Ok(())
+    let tools = body["tools"].as_array().into_iter().flatten().enumerate();
+    let tools = tools.map(|(i, tool)| Declared::new(&format!("tools[{i}]"), tool, "input_schema"));
+    let format = |at: &str, format: &Value| json_format(at, format, "schema");
+    Ok(Asked {
+        many: body["tool_choice"]["disable_parallel_tool_use"] != true,
+        format: one(
+            format("output_config.format", &body["output_config"]["format"]),
+            format("output_format", &body["output_format"]),
+        )?,
+        tools: tools.collect(),
+        choice: take_choice(body, named, json!({"type": "auto"})),
+    })
 }
 
 /// An error in Anthropic's form.

@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod experts;
 mod extract;
+mod form;
 mod generate;
 mod guard;
 mod keys;

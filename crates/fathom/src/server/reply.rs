@@ -25,7 +25,7 @@ use super::request::{ChatRequest, json};
 use super::{ApiError, Generate, Service};
 use crate::chat::{Output, TextSeam, Tokenizer, explain};
 use deepseek_recipe::stream::InferenceTokenLogprob;
-use fathom_engine::{Event, Finish, Logprob, Request};
+use fathom_engine::{Constraint, Event, Finish, Logprob, Request};
 
 /// Clients give up on a stream that is silent for a minute or so.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -57,18 +57,24 @@ where
     let work = service.work();
     // A million tokens take a while to encode: not on a thread that answers others.
     let encoder = Arc::clone(&service);
-    let (request, prompt) = tokio::task::spawn_blocking(move || encode::<G, D>(&encoder, &body.bytes))
+    let (request, prompt, constraint) = tokio::task::spawn_blocking(move || encode::<G, D>(&encoder, &body.bytes))
         .await
         .map_err(|_| ApiError::internal("Reading the request failed."))??;
 
-    let ChatRequest { mut converted, sampling, explain, choices } = request;
+    let ChatRequest { mut converted, sampling, explain, choices, form } = request;
     slot.hold(service.desk.prompts(prompt.len() * choices)?);
+    let held = form.is_some_and(|form| form.calls.is_some());
     let tokenizer = service.prompter.tokenizer();
     let (id, model) = (reply_id(D::ID), service.served.model.clone());
     let parsing = std::mem::take(&mut converted.parsing_options);
     let outputs = (0..choices).map(|_| {
         let generator = D::Request::chunk_generator(&converted, id.clone(), model.clone());
-        Output::with_generator(Arc::clone(tokenizer), parsing.clone(), generator)
+        // Calls that are held to their form stream as they come; in one piece, a call that was cut short is none.
+        if held && converted.stream {
+            return Output::with_generator(Arc::clone(tokenizer), parsing.clone(), generator);
+        }
+        let names = converted.conversation.tools.iter().map(|tool| tool.name.clone()).collect();
+        Output::checked(Arc::clone(tokenizer), parsing.clone(), generator, names)
     });
     let request = Request {
         branch: service.prompter.branch(&prompt),
@@ -76,6 +82,7 @@ where
         max_tokens: converted.inference_options.max_tokens.map(|tokens| tokens as usize),
         stop_tokens: vec![service.eos],
         sampling,
+        constraint,
         owner,
         seam: Some(Arc::new(TextSeam(Arc::clone(tokenizer)))),
         explain,
@@ -101,8 +108,12 @@ where
     whole(answer, Reply::<D>::new(id, model, now(), 0, 0)).await
 }
 
-/// The request and its prompt, if both are in order.
-fn encode<G: Generate, D: Dialect>(service: &Service<G>, body: &[u8]) -> Result<(ChatRequest, Vec<u32>), ApiError> {
+/// The request, its prompt, and what its answers are held to, if all are in order.
+#[allow(clippy::type_complexity)]
+fn encode<G: Generate, D: Dialect>(
+    service: &Service<G>,
+    body: &[u8],
+) -> Result<(ChatRequest, Vec<u32>, Option<Arc<dyn Constraint>>), ApiError> {
     let mut request = D::understand(json(body)?, &service.served)?;
     let prompt = render(service, &request)?;
     let context = service.served.context;
@@ -119,7 +130,8 @@ fn encode<G: Generate, D: Dialect>(service: &Service<G>, body: &[u8]) -> Result<
         .resolve_max_tokens(count(prompt.len()), count(context))
         .map_err(|error| ApiError::too_long(error.to_string()))?;
     request.converted.inference_options.max_tokens = Some(max_tokens);
-    Ok((request, prompt))
+    let constraint = request.form.as_ref().map(|form| service.prompter.grammars().compile(form)).transpose()?;
+    Ok((request, prompt, constraint.flatten()))
 }
 
 /// A conversation's prompt.
@@ -146,6 +158,8 @@ struct Step<D: Dialect> {
     chunks: Vec<Chunk<D>>,
     /// How far the engine is, while there is nothing else to say.
     progress: Option<String>,
+    /// The choice that ends with something in it that looked like calls and is none.
+    malformed: Option<usize>,
 }
 
 impl<D: Dialect> Answer<D>
@@ -166,6 +180,8 @@ where
 
     fn step(&mut self, choice: usize, event: Event) -> Result<Step<D>, crate::Error> {
         let (mut chunks, mut progress) = (Vec::new(), None);
+        let output = &self.outputs[choice];
+        let was_over = output.ended();
         match event {
             Event::Queued { ahead } => progress = Some(format!("queued, {ahead} ahead")),
             Event::Prefill { done, total, reused } => {
@@ -178,7 +194,7 @@ where
                 chunks = self.begin(choice, 0, 0)?;
                 let logprob = logprob.map(|logprob| token_logprob(logprob, &top));
                 chunks.extend(self.outputs[choice].push(id, logprob)?);
-                if self.outputs[choice].ended() {
+                if self.outputs[choice].ended() || self.outputs[choice].called() {
                     self.events.stop(choice);
                 }
             }
@@ -199,8 +215,10 @@ where
                 chunks.extend(self.outputs[choice].end(reason)?);
             }
         }
-        let dialect = &mut self.dialect;
-        Ok(Step { chunks: chunks.into_iter().flat_map(|chunk| dialect.shape(choice, chunk)).collect(), progress })
+        let (dialect, output) = (&mut self.dialect, &self.outputs[choice]);
+        let malformed = (output.ended() && !was_over && output.malformed()).then_some(choice);
+        let chunks = chunks.into_iter().flat_map(|chunk| dialect.shape(choice, chunk)).collect();
+        Ok(Step { chunks, progress, malformed })
     }
 
     /// The first chunk, which has the role, as soon as it is known how much of the prompt was there already.
@@ -217,16 +235,20 @@ async fn whole<D: Dialect>(mut answer: Answer<D>, mut reply: Reply<D>) -> Result
 where
     Chunk<D>: Send + 'static,
 {
+    let mut malformed = Vec::new();
     while let Some(step) = answer.next().await {
-        step?.chunks.into_iter().for_each(|chunk| reply.accumulate(chunk));
+        let step = step?;
+        malformed.extend(step.malformed);
+        step.chunks.into_iter().for_each(|chunk| reply.accumulate(chunk));
     }
-    match (serde_json::to_value(&reply), &answer.prefix) {
-        (Ok(mut reply), Some(prefix)) => {
-            reply["prefix"] = prefix.clone();
-            Ok(Json(reply).into_response())
-        }
-        _ => Ok(Json(reply).into_response()),
+    let Ok(mut value) = serde_json::to_value(&reply) else { return Ok(Json(reply).into_response()) };
+    if let Some(prefix) = answer.prefix {
+        value["prefix"] = prefix;
     }
+    if !malformed.is_empty() {
+        D::mark(&mut value, &malformed);
+    }
+    Ok(Json(value).into_response())
 }
 
 /// The server-sent events of a reply: chunks, and progress as comments, which keep clients from timing out.
@@ -251,7 +273,7 @@ where
             match sending.answer.next().await {
                 Some(Ok(step)) => {
                     sending.ready.extend(step.progress.map(|progress| Sent::default().comment(progress)));
-                    sending.ready.extend(step.chunks.iter().map(data::<D>));
+                    sending.ready.extend(step.chunks.iter().map(|chunk| data::<D>(chunk, step.malformed)));
                 }
                 Some(Err(error)) => {
                     sending.ready.push_back(D::failure(&error));
@@ -272,11 +294,18 @@ where
     })
 }
 
-fn data<D: Dialect>(chunk: &Chunk<D>) -> Sent
+fn data<D: Dialect>(chunk: &Chunk<D>, malformed: Option<usize>) -> Sent
 where
     Chunk<D>: Serialize,
 {
-    let sent = match serde_json::to_string(chunk) {
+    let json = match malformed {
+        None => serde_json::to_string(chunk),
+        Some(choice) => serde_json::to_value(chunk).map(|mut value| {
+            D::mark(&mut value, &[choice]);
+            value.to_string()
+        }),
+    };
+    let sent = match json {
         Ok(json) => Sent::default().data(json),
         Err(error) => return D::failure(&ApiError::internal(error.to_string())),
     };

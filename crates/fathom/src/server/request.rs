@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use deepseek_recipe::request::{
     ConversationRequest, ConversionError, ConversionOptions, ProtocolRequest, WebSearchBehavior,
 };
-use deepseek_recipe_core::tools::ToolChoice;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -13,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::ApiError;
 use crate::chat::Dialect;
+use crate::chat::constraint::Form;
 use fathom_engine::Sampling;
 
 /// What a request may ask of the served model.
@@ -45,6 +45,8 @@ pub struct ChatRequest {
     pub explain: bool,
     /// How many answers there are to be.
     pub choices: usize,
+    /// What they must be like.
+    pub form: Option<Form>,
 }
 
 /// The parameters DeepSeek's conversion does not know, or overrides where the hosted API would.
@@ -100,14 +102,10 @@ pub(super) fn understand<R: ProtocolRequest + DeserializeOwned>(
         ConversionError::BadRequest { detail } => ApiError::bad_as_it_says(detail),
         ConversionError::Internal { detail } => ApiError::internal(detail),
     })?;
-    if converted.conversation.tool_choice == ToolChoice::Required && !served.tools {
-        let message = "tool_choice cannot force a call: this model's vocabulary has no token for tool calls.";
-        return Err(ApiError::bad(Some("tool_choice"), message));
-    }
     let options = &converted.inference_options;
     let logprobs = options.logprobs.then(|| options.top_logprobs.unwrap_or(0).into());
     let sampling = sampled.sampling(options.seed, logprobs, served)?;
-    Ok(ChatRequest { converted, sampling, explain: sampled.explain, choices: 1 })
+    Ok(ChatRequest { converted, sampling, explain: sampled.explain, choices: 1, form: None })
 }
 
 /// A value as a `T`, or the path to what does not fit.

@@ -7,17 +7,21 @@ use deepseek_recipe::request::ConversationRequest;
 use serde_json::{Value, json};
 
 use super::ApiError;
-use super::dialect::{Dialect, Unsupported, never, only_free_text, only_text, refuse};
+use super::dialect::{Dialect, MALFORMED, Unsupported, never, only_text, refuse};
+use super::form::{Asked, Declared, json_format, take_choice};
 use super::request::{ChatRequest, Served, json as parsed, understand};
 
 /// What the Responses API has and we have not.
-const UNSUPPORTED: [Unsupported; 7] = [
+const UNSUPPORTED: [Unsupported; 6] = [
     Unsupported("previous_response_id", never, STORED),
     Unsupported("conversation", never, STORED),
     Unsupported("background", |value| value == false, "ask with 'stream', or wait for the answer"),
     Unsupported("prompt", never, "there are no stored prompts; send the text as 'instructions'"),
-    Unsupported("max_tool_calls", never, "the number of calls is not limited; take the first"),
-    Unsupported("parallel_tool_calls", |value| value == true, "the number of calls is not limited; take the first"),
+    Unsupported(
+        "max_tool_calls",
+        never,
+        "the number of calls is not counted; send 'parallel_tool_calls' false for one",
+    ),
     Unsupported("text.verbosity", |value| value == "medium", "ask for it in 'instructions'"),
 ];
 const STORED: &str = "no responses are stored; send the whole conversation as 'input'";
@@ -37,16 +41,26 @@ impl Dialect for Responses {
     type Request = ResponsesRequest;
     const ID: &'static str = "resp_";
 
-    fn understand(body: Value, served: &Served) -> Result<ChatRequest, ApiError> {
+    fn understand(mut body: Value, served: &Served) -> Result<ChatRequest, ApiError> {
         refuse(&body, &UNSUPPORTED)?;
-        only_free_text("text.format", &body["text"]["format"])?;
         only_text("input", &body["input"])?;
-        understand::<ResponsesRequest>(&body, served).map_err(|error| match error.param.as_deref() {
-            // So they are called here.
-            Some("messages") => ApiError { param: Some("input".into()), ..error },
-            Some("max_tokens") => ApiError { param: Some("max_output_tokens".into()), ..error },
-            _ => error,
-        })
+        let choice = body["tool_choice"].clone();
+        let asked = asked(&mut body);
+        let mut request =
+            understand::<ResponsesRequest>(&body, served).map_err(|error| match error.param.as_deref() {
+                // So they are called here.
+                Some("messages") => ApiError { param: Some("input".into()), ..error },
+                Some("max_tokens") => ApiError { param: Some("max_output_tokens".into()), ..error },
+                _ => error,
+            })?;
+        // A response has what was asked for.
+        if let (Some(echo), Ok(choice)) =
+            (&mut request.converted.response_options.responses_echo, serde_json::from_value(choice))
+        {
+            echo.tool_choice = choice;
+        }
+        request.form = asked.form(&mut request.converted, served)?;
+        Ok(request)
     }
 
     fn new(_: &ConversationRequest, _: usize) -> Responses {
@@ -55,6 +69,14 @@ impl Dialect for Responses {
 
     fn shape(&mut self, _: usize, chunk: ResponsesStreamEvent) -> Vec<ResponsesStreamEvent> {
         vec![chunk]
+    }
+
+    fn mark(reply: &mut Value, _: &[usize]) {
+        let ends = matches!(reply["type"].as_str(), Some("response.completed" | "response.incomplete"));
+        let response = if ends { &mut reply["response"] } else { reply };
+        if response["object"] == "response" {
+            response[MALFORMED] = json!(true);
+        }
     }
 
     fn failure(error: &ApiError) -> Sent {
@@ -67,5 +89,31 @@ impl Dialect for Responses {
             "sequence_number": u32::MAX,
         });
         Sent::default().event("error").data(body.to_string())
+    }
+}
+
+/// What the body asks of the form of the answer.
+fn asked(body: &mut Value) -> Asked {
+    fn named(choice: &Value) -> Option<&str> {
+        choice["name"].as_str().filter(|_| matches!(choice["type"].as_str(), Some("function" | "custom")))
+    }
+    let mut tools = Vec::new();
+    for (i, tool) in body["tools"].as_array().into_iter().flatten().enumerate() {
+        let at = format!("tools[{i}]");
+        match tool["type"].as_str() {
+            Some("function" | "custom") => tools.push(Declared::new(&at, tool, "parameters")),
+            Some("namespace") => {
+                let inner = tool["tools"].as_array().into_iter().flatten().enumerate();
+                tools.extend(inner.map(|(j, tool)| Declared::new(&format!("{at}.tools[{j}]"), tool, "parameters")));
+            }
+            // Conversion takes no others to the model.
+            _ => {}
+        }
+    }
+    Asked {
+        many: body["parallel_tool_calls"] != false,
+        format: json_format("text.format", &body["text"]["format"], "schema"),
+        tools,
+        choice: take_choice(body, named, "auto".into()),
     }
 }

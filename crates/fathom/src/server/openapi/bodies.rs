@@ -33,7 +33,11 @@ pub(in crate::server) struct ChatBody {
     top_logprobs: Option<u32>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    /// Of the type `text`, `json_object`, `json_schema` or `regex`.
     response_format: Option<Value>,
+    /// One of `json`, `json_object`, `regex`, `choice` and `grammar`.
+    structured_outputs: Option<Value>,
     thinking: Option<Thinking>,
     reasoning_effort: Option<String>,
     #[serde(flatten)]
@@ -81,7 +85,9 @@ pub(in crate::server) struct ResponsesBody {
     stream: Option<bool>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
     reasoning: Option<Value>,
+    /// Has the answer's `format`.
     text: Option<Value>,
     #[serde(flatten)]
     sampling: Sampled,
@@ -102,6 +108,8 @@ pub(in crate::server) struct MessagesBody {
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     thinking: Option<Thinking>,
+    /// Has the answer's `format`.
+    output_config: Option<Value>,
     #[serde(flatten)]
     sampling: Sampled,
 }

@@ -71,6 +71,9 @@ struct ChatChoice {
     /// Has `role`, `content`, and where there are some `reasoning_content` and `tool_calls`.
     message: Value,
     finish_reason: String,
+    /// Whether calls were given as text, because they were none that could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    malformed_tool_calls: Option<bool>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -98,6 +101,9 @@ pub(in crate::server) struct ResponsesReply {
     model: String,
     output: Vec<Value>,
     usage: Value,
+    /// Whether calls were given as text, because they were none that could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    malformed_tool_calls: Option<bool>,
 }
 
 /// Anthropic's message. As events: those of the Messages API.
@@ -111,6 +117,9 @@ pub(in crate::server) struct MessagesReply {
     content: Vec<Value>,
     stop_reason: Option<String>,
     usage: Value,
+    /// Whether calls were given as text, because they were none that could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    malformed_tool_calls: Option<bool>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

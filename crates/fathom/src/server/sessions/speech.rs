@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use deepseek_recipe::stream::{InferenceFinishReason, ParsingOptions, ThinkingInitialStage};
-use fathom_engine::{Event, Finish, Owner, Request, Sampling, Usage};
+use fathom_engine::{Constraint, Event, Finish, Owner, Request, Sampling, Usage};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,8 +17,10 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use utoipa::ToSchema;
 
 use super::{Answer, blocking, describe, json_or_nothing};
+use crate::chat::constraint::{Form, Said};
 use crate::chat::{Effort, Message, Output, Piece, Prompter, Role, explain};
 use crate::server::extract::{Caller, Named};
+use crate::server::form::{FIELD, structured};
 use crate::server::openapi::{OfSessions, Refused, ServerEvent, SpeechReply, WithBody};
 use crate::server::reply::KEEP_ALIVE;
 use crate::server::{ApiError, Generate, Service};
@@ -43,6 +45,7 @@ pub(in crate::server) struct More {
     min_p: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
+    structured_outputs: Option<Value>,
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -68,6 +71,14 @@ impl More {
             }
             _ => Err(ApiError::bad(Some("messages"), "A request has one of 'tokens', 'text' and 'messages'.")),
         }
+    }
+
+    /// What the answer is held to.
+    fn constraint(&self, prompter: &Prompter, thinks: bool) -> Result<Option<Arc<dyn Constraint>>, ApiError> {
+        let asked = json!({FIELD: self.structured_outputs});
+        let Some((at, format)) = structured(&asked)? else { return Ok(None) };
+        let form = Form { thinks, answer: Said::Like(at, format), calls: None, written: String::new() };
+        Ok(prompter.grammars().compile(&form)?)
     }
 
     fn sampling(&self) -> Sampling {
@@ -150,6 +161,7 @@ async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String
                 max_tokens: more.max_tokens,
                 stop_tokens: vec![for_thread.eos],
                 sampling: more.sampling(),
+                constraint: more.constraint(&for_thread.prompter, thinks)?,
                 explain: more.explain,
                 ..Request::default()
             };

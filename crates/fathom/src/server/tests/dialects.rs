@@ -103,7 +103,10 @@ async fn responses_refuse_by_name() {
         ("prompt", json!({"prompt": {"id": "p"}})),
         ("max_tool_calls", json!({"max_tool_calls": 1})),
         ("text.verbosity", json!({"text": {"verbosity": "low"}})),
-        ("text.format", json!({"text": {"format": {"type": "json_object"}}})),
+        (
+            "text.format.schema",
+            json!({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}),
+        ),
         ("input[0].content[0].type", json!({"input": [{"role": "user", "content": [{"type": "input_image"}]}]})),
         ("tools", json!({"tools": [{"type": "web_search"}]})),
     ] {
@@ -183,8 +186,11 @@ async fn messages_with_any_tool() {
     let prompt = TOKENIZER.decode(&parrot.seen.requests.lock().unwrap()[0].prompt);
     assert!(prompt.ends_with("tool_calls>\n"), "{prompt}");
     let mut body = message(body);
+    // Who thinks first comes to the call by itself, held to it.
     body["thinking"] = json!({"type": "enabled"});
-    assert_eq!(to(&parrot, "/v1/messages", body).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(to(&parrot, "/v1/messages", body).await.0, StatusCode::OK);
+    let seen = parrot.seen.requests.lock().unwrap();
+    assert!(TOKENIZER.decode(&seen[1].prompt).ends_with("<think>") && seen[1].constraint.is_some());
 }
 
 #[tokio::test]
@@ -197,8 +203,8 @@ async fn messages_refuse_in_their_own_form() {
         (
             400,
             "invalid_request_error",
-            "disable_parallel",
-            json!({"tool_choice": {"type": "auto", "disable_parallel_tool_use": true}}),
+            "there are no tools",
+            json!({"tool_choice": {"type": "any", "disable_parallel_tool_use": true}}),
         ),
         (400, "invalid_request_error", "messages[0].content[0].content[0]", json!({"messages": image})),
         (400, "invalid_request_error", "temperature", json!({"temperature": "hot"})),

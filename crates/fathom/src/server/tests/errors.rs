@@ -31,7 +31,6 @@ async fn values_out_of_range_are_named() {
         ("n", json!(17)),
         ("functions", json!([{"name": "x"}])),
         ("function_call", json!({"name": "x"})),
-        ("parallel_tool_calls", json!(false)),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({"voice": "x"})),
         ("web_search_options", json!({})),
@@ -53,9 +52,7 @@ async fn values_out_of_range_are_named() {
         ("tool_choice", json!({"type": "function", "function": {"name": "x"}})),
         ("messages", json!([])),
         ("messages", json!([{"role": "tool", "tool_call_id": "x", "content": "y"}])),
-        ("response_format", json!({"type": "regex", "regex": "a+"})),
         ("response_format", json!({"type": "json_object"})),
-        ("response_format", json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}})),
     ] {
         let message = refused(ask(json!({param: value})), StatusCode::BAD_REQUEST, Some(param)).await;
         assert!(!message.is_empty());

@@ -3,6 +3,7 @@
 mod attacks;
 mod bodies;
 mod clients;
+mod constrained;
 mod dialects;
 mod errors;
 mod lifetime;
@@ -110,6 +111,7 @@ impl Parrot {
             let top = (0..alternatives as u32).map(|token| Logprob { token, logprob: f32::NEG_INFINITY }).collect();
             self.seen.tokens.fetch_add(1, Ordering::SeqCst);
             if !say(Event::Token { id, logprob, top }) {
+                say(Event::Done { reason: Finish::Cancelled, usage: Usage::default() });
                 return;
             }
         }

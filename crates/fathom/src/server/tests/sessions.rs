@@ -18,8 +18,8 @@ use super::TOKENIZER;
 use crate::chat::{Dialect, Prompter};
 use crate::server::{Keys, Limits, Service, router};
 
-const CONFIG: &[u8] = include_bytes!("../../../assets/demo-model/config.json");
-const WEIGHTS: &[u8] = include_bytes!("../../../assets/demo-model/model-00001.safetensors");
+pub const CONFIG: &[u8] = include_bytes!("../../../assets/demo-model/config.json");
+pub const WEIGHTS: &[u8] = include_bytes!("../../../assets/demo-model/model-00001.safetensors");
 const CONTEXT: usize = 6000;
 
 /// A server over the embedded model, and the engine to drain.
