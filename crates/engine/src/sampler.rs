@@ -6,13 +6,15 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use fathom_kernels::math::exp;
+use fathom_kernels::math::{ln, weigh};
 
 use crate::mask::tokens;
 use crate::{Error, Logprob};
+use weights::{draw, keep_largest, keep_likeliest, largest, sum};
 
 #[cfg(test)]
 mod tests;
+mod weights;
 
 /// How tokens are chosen. The default is the model's own: temperature 1, top_p 1, nothing else.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,21 +119,17 @@ pub struct Sampler {
     drawn: u64,
     counts: HashMap<u32, u32>,
     /// Room for the vocabulary, twice: new pages for each token would cost as much as the choice.
-    all: Vec<(u32, f32)>,
-    weighted: Vec<(u32, f64)>,
-}
-
-/// Better first: the larger logit, then the lower id; NaN last.
-fn better(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
-    let key = |v: f32| if v.is_nan() { f32::NEG_INFINITY } else { v + 0.0 };
-    key(b.1).total_cmp(&key(a.1)).then(a.0.cmp(&b.0))
+    values: Vec<f32>,
+    weights: Vec<f32>,
+    blocks: Vec<f64>,
 }
 
 impl Sampler {
     /// A sampler that has chosen nothing yet.
     pub fn new(sampling: Sampling) -> Self {
         let seed = sampling.seed.unwrap_or_else(|| RandomState::new().hash_one(std::time::SystemTime::now()));
-        Sampler { sampling, seed, drawn: 0, counts: HashMap::new(), all: Vec::new(), weighted: Vec::new() }
+        let (counts, values, weights, blocks) = Default::default();
+        Sampler { sampling, seed, drawn: 0, counts, values, weights, blocks }
     }
 
     /// The next token after these logits: one of a mask, where there is one ([`Mask::allowed`](crate::Mask::allowed)). Its
@@ -146,71 +144,55 @@ impl Sampler {
     }
 
     fn pick(&mut self, logits: &[f32], mask: Option<&[u32]>) -> Option<u32> {
-        let (mut all, mut weighted) = (std::mem::take(&mut self.all), std::mem::take(&mut self.weighted));
-        all.clear();
-        weighted.clear();
-        let id = self.pick_in(logits, mask, &mut all, &mut weighted);
-        (self.all, self.weighted) = (all, weighted);
-        id
+        self.value(logits, mask);
+        let best = largest(&self.values);
+        if best == f32::NEG_INFINITY {
+            return mask.map_or(Some(0), |mask| tokens(mask, logits.len()).next());
+        }
+        let (s, values) = (&self.sampling, &mut self.values);
+        // Also where it is infinite, and nothing else counts beside it.
+        if s.temperature == 0.0 || best == f32::INFINITY {
+            return values.iter().position(|&v| v == best).map(|id| id as u32);
+        }
+        if s.top_k > 0 {
+            keep_largest(values, s.top_k);
+        }
+        let weights = &mut self.weights;
+        weights.resize(values.len(), 0.0);
+        weigh(values, best, s.temperature, weights);
+        if s.min_p > 0.0 {
+            weights.iter_mut().filter(|w| **w < s.min_p).for_each(|w| *w = 0.0);
+        }
+        if s.top_p < 1.0 {
+            keep_likeliest(weights, f64::from(s.top_p));
+        }
+        let total = sum(weights, &mut self.blocks);
+        let at = self.uniform() * total;
+        draw(&self.weights, &self.blocks, at).map(|id| id as u32)
     }
 
-    fn pick_in(
-        &mut self,
-        logits: &[f32],
-        mask: Option<&[u32]>,
-        all: &mut Vec<(u32, f32)>,
-        weighted: &mut Vec<(u32, f64)>,
-    ) -> Option<u32> {
-        let s = &self.sampling;
+    /// The logits of what may come, with bias and penalties, and −∞ for all else.
+    fn value(&mut self, logits: &[f32], mask: Option<&[u32]>) {
+        let (s, values) = (&self.sampling, &mut self.values);
+        let number = |v: f32| if v.is_nan() { f32::NEG_INFINITY } else { v };
+        values.clear();
         match mask {
-            None => all.extend(logits.iter().enumerate().map(|(i, &v)| (i as u32, v))),
-            Some(mask) => all.extend(tokens(mask, logits.len()).map(|token| (token, logits[token as usize]))),
-        }
-        // They are in the order of their ids.
-        let mut add = |token: u32, bias: f32| {
-            if let Ok(at) = all.binary_search_by_key(&token, |entry| entry.0) {
-                all[at].1 += bias;
+            None => values.extend(logits.iter().map(|&v| number(v))),
+            Some(mask) => {
+                values.resize(logits.len(), f32::NEG_INFINITY);
+                tokens(mask, logits.len()).for_each(|id| values[id as usize] = number(logits[id as usize]));
             }
-        };
-        s.logit_bias.iter().for_each(|&(token, bias)| add(token, bias));
+        }
+        for &(token, bias) in &s.logit_bias {
+            if let Some(v) = values.get_mut(token as usize) {
+                *v += bias;
+            }
+        }
         if s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 {
-            let penalty = |count: u32| s.presence_penalty + s.frequency_penalty * count as f32;
-            self.counts.iter().for_each(|(&token, &count)| add(token, -penalty(count)));
-        }
-        let &(likeliest, best) = all.iter().min_by(|a, b| better(a, b))?;
-        if s.temperature == 0.0 {
-            return Some(likeliest);
-        }
-        let weight = |v: f32| {
-            let x = (f64::from(v) - f64::from(best)) / f64::from(s.temperature);
-            if x.is_nan() { f64::from(u8::from(v == best)) } else { exp(x) }
-        };
-        if s.top_k > 0 {
-            keep_best(all, s.top_k);
-        }
-        let likely = all.iter().map(|&(id, v)| (id, weight(v))).filter(|&(_, w)| w > 0.0 && w >= f64::from(s.min_p));
-        weighted.extend(likely);
-        if s.top_p < 1.0 {
-            weighted.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            let target = weighted.iter().map(|(_, w)| w).sum::<f64>() * f64::from(s.top_p);
-            let mut sum = 0.0;
-            let enough = weighted.iter().position(|(_, w)| {
-                sum += w;
-                sum >= target
-            });
-            weighted.truncate(enough.map_or(weighted.len(), |i| i + 1));
-        } else if s.top_k > 0 {
-            weighted.sort_unstable_by_key(|&(id, _)| id);
-        }
-        let total: f64 = weighted.iter().map(|(_, w)| w).sum();
-        let mut left = self.uniform() * total;
-        for &(id, w) in weighted.iter() {
-            left -= w;
-            if left < 0.0 {
-                return Some(id);
+            for (&token, &count) in &self.counts {
+                values[token as usize] -= s.presence_penalty + s.frequency_penalty * count as f32;
             }
         }
-        Some(weighted.last().map_or(likeliest, |last| last.0))
     }
 
     /// The next number in [0, 1): SplitMix64 of seed and counter.
@@ -221,6 +203,12 @@ impl Sampler {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// Better first: the larger logit, then the lower id; NaN last.
+fn better(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    let key = |v: f32| if v.is_nan() { f32::NEG_INFINITY } else { v + 0.0 };
+    key(b.1).total_cmp(&key(a.1)).then(a.0.cmp(&b.0))
 }
 
 /// The `n` best, best first.
@@ -247,7 +235,8 @@ pub(crate) fn report(logits: &[f32], id: u32, n: usize) -> Choice {
 
 /// ln Σ eᵛ.
 fn log_sum(logits: &[f32]) -> f64 {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&v| exp(f64::from(v) - f64::from(top))).sum();
-    f64::from(top) + fathom_kernels::math::ln(sum)
+    let best = largest(logits);
+    let mut weights = vec![0.0; logits.len()];
+    weigh(logits, best, 1.0, &mut weights);
+    f64::from(best) + ln(sum(&weights, &mut Vec::new()))
 }

@@ -1,6 +1,8 @@
 //! Exponentials, logarithms, sines: our own, so that no system library decides the bits.
 
-use crate::simd::{Plain, Simd};
+use std::sync::LazyLock;
+
+use crate::simd::{Isa, Kernel, LANES, Plain, Simd, load_part, store_part};
 
 const LN2: f64 = std::f64::consts::LN_2;
 // ln 2 in two parts: the first has 32 trailing zero bits, so that n · high is exact.
@@ -128,6 +130,41 @@ pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::F) -> S::F {
     s.keep_ge(x, lowest, s.mul(p, s.pow2(n)))
 }
 
+/// `e^((v − best) / temperature)` for every value: the weights of a softmax, in f32, to about a millionth; 0 below 1e-38. `best` is finite,
+/// no value is larger or NaN, and the temperature is above 0. The same on every instruction set.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn weigh(values: &[f32], best: f32, temperature: f32, weights: &mut [f32]) {
+    static ISA: LazyLock<Isa> = LazyLock::new(|| Isa::available()[0]);
+    ISA.run(Weigh { values, best, temperature, weights });
+}
+
+struct Weigh<'a> {
+    values: &'a [f32],
+    best: f32,
+    temperature: f32,
+    weights: &'a mut [f32],
+}
+
+impl Kernel for Weigh<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Weigh { values, best, temperature, weights } = self;
+        assert!(values.len() == weights.len(), "as many weights as values");
+        let (best, temperature) = (s.splat(best), s.splat(temperature));
+        for at in (0..values.len()).step_by(LANES) {
+            let n = values.len() - at;
+            // SAFETY: `at` is inside both, and no more than their rest is touched.
+            unsafe {
+                let x = s.div(s.sub(load_part(s, values.as_ptr().add(at), n), best), temperature);
+                store_part(s, weights.as_mut_ptr().add(at), n, exp_lanes(s, x));
+            }
+        }
+    }
+}
+
 /// eˣ in f32, with the bits of [`exp_lanes`].
 #[inline(always)]
 pub(crate) fn exp_f32(x: f32) -> f32 {
@@ -162,6 +199,26 @@ mod tests {
         assert_eq!(exp(-800.0), 0.0);
         assert_eq!(ln(0.0), f64::NEG_INFINITY);
         close(exp(-744.0), (-744.0f64).exp(), 0.1);
+    }
+
+    #[test]
+    fn weights_are_the_same_on_every_instruction_set() {
+        let mut values: Vec<f32> = (0..1001).map(|i| 7.25 - i as f32 * 0.11).collect();
+        values[500] = f32::NEG_INFINITY;
+        for temperature in [1e-40, 0.3, 1.0, 2.0] {
+            let mut want = vec![9.0; values.len()];
+            weigh(&values, 7.25, temperature, &mut want);
+            for (w, v) in want.iter().zip(&values) {
+                let exact = ((f64::from(*v) - 7.25) / f64::from(temperature)).exp();
+                assert!((f64::from(*w) - exact).abs() <= exact * 2e-5 + 2e-38, "{v} at {temperature}: {w}, {exact}");
+            }
+            assert_eq!((want[0], want[500]), (1.0, 0.0));
+            for isa in Isa::available() {
+                let mut got = vec![9.0; values.len()];
+                isa.run(Weigh { values: &values, best: 7.25, temperature, weights: &mut got });
+                assert!(got == want, "{}", isa.name());
+            }
+        }
     }
 
     #[test]
