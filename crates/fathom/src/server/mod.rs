@@ -33,4 +33,4 @@ pub use messages::parse_messages;
 pub use rates::KeyLimits;
 pub use request::{ChatRequest, Served};
 pub use responses::parse_responses;
-pub use serve::{Limits, Service, router, serve};
+pub use serve::{Limits, Service, router, serve, serve_until};
