@@ -56,13 +56,7 @@ pub async fn ask(target: &Target, item: &Item, limits: Limits) -> Asked {
     asked
 }
 
-async fn listen(
-    target: &Target,
-    item: &Item,
-    limits: Limits,
-    start: Instant,
-    asked: &mut Asked,
-) -> Result<(), String> {
+async fn listen(target: &Target, item: &Item, limits: Limits, start: Instant, asked: &mut Asked) -> Result<(), String> {
     let request = target.post(&body(target, item)).send();
     // The client's own limit is on what it reads; a server may also be silent before that.
     let Ok(response) = tokio::time::timeout(limits.timeout, request).await else {

@@ -49,7 +49,9 @@ impl Energy {
         }
         match closed {
             Some(why) => Err(format!("the machine counts joules, but {why}")),
-            None if packages.is_empty() => Err("the machine does not count joules (no package in /sys/class/powercap)".into()),
+            None if packages.is_empty() => {
+                Err("the machine does not count joules (no package in /sys/class/powercap)".into())
+            }
             None => Ok(Energy { packages }),
         }
     }
@@ -84,7 +86,9 @@ mod tests {
             fs::create_dir_all(folder.path().join(zone)).unwrap();
             fs::write(folder.path().join(zone).join(file), text).unwrap();
         };
-        for (zone, name) in [("intel-rapl:0", "package-0\n"), ("intel-rapl:1", "package-1\n"), ("intel-rapl:0:0", "core\n")] {
+        for (zone, name) in
+            [("intel-rapl:0", "package-0\n"), ("intel-rapl:1", "package-1\n"), ("intel-rapl:0:0", "core\n")]
+        {
             write(zone, "name", name);
             write(zone, "energy_uj", "5000000\n");
             write(zone, "max_energy_range_uj", "9000000\n");

@@ -24,7 +24,9 @@ pub use machine::Machine;
 pub use memory::{Point, Watch};
 pub use numbers::{Quantiles, Spread, median, quantile};
 pub use report::{Folder, axes, groups, shares, write_whole};
-pub use results::{About, Cell, Frontier, Frontiers, Grid, Needle, Planned, Report, Request, Round, Servers, Summary, Tested};
+pub use results::{
+    About, Cell, Frontier, Frontiers, Grid, Needle, Planned, Report, Request, Round, Servers, Summary, Tested,
+};
 pub use run::{Client, Rounds, measure};
 pub use target::{Api, Target, parse as parse_target};
 pub use workload::{Item, Message, Workload};

@@ -4,9 +4,8 @@ use std::fs;
 
 /// The process that listens at a TCP port of this machine, if it can be seen.
 pub fn listener(port: u16) -> Option<u32> {
-    let socket = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .find_map(|path| inode(&fs::read_to_string(path).ok()?, port))?;
+    let socket =
+        ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|path| inode(&fs::read_to_string(path).ok()?, port))?;
     let wanted = format!("socket:[{socket}]");
     let processes = fs::read_dir("/proc").ok()?.flatten();
     processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {

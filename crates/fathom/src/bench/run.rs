@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 
 use super::numbers::{median, quantile};
 use super::{
-    Asked, Energy, INTERRUPTED, Item, Limits, Request, Round, Servers, Summary, Target, Tested, Watch, ask, interrupted,
-    until_interrupted,
+    Asked, Energy, INTERRUPTED, Item, Limits, Request, Round, Servers, Summary, Target, Tested, Watch, ask,
+    interrupted, until_interrupted,
 };
 
 /// Failures in a row after which a server is left alone.

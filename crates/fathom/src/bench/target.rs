@@ -154,9 +154,8 @@ impl Target {
         };
         let found = card.and_then(id).or(model);
         self.model = found.ok_or("serves no model; name one with --model-name")?;
-        let limit = |card: &Value| {
-            card.get("max_model_len").or_else(|| card.pointer("/meta/n_ctx")).and_then(Value::as_u64)
-        };
+        let limit =
+            |card: &Value| card.get("max_model_len").or_else(|| card.pointer("/meta/n_ctx")).and_then(Value::as_u64);
         self.context = card.and_then(limit);
         Ok(())
     }

@@ -10,12 +10,12 @@ use super::model::Options;
 use super::store::StoreOptions;
 use super::targets::{Asking, Targets};
 use crate::bench::{
-    About, Asked, Cell, Folder, Grid, INTERRUPTED, Item, Limits, Message, Report, Target, ask, axes, groups, interrupted,
-    shares, stop_on_ctrl_c, until_interrupted,
+    About, Asked, Cell, Folder, Grid, INTERRUPTED, Item, Limits, Message, Report, Target, ask, axes, groups,
+    interrupted, shares, stop_on_ctrl_c, until_interrupted,
 };
 use crate::demo::estimate;
 use crate::needle::{Kept, Kind, found, question};
-use crate::ui::{commas, out, say};
+use crate::ui::{Progress, commas, out, say};
 
 /// What keys begin with; another number when texts become others.
 const TEXTS: &str = "1";
@@ -181,6 +181,7 @@ impl Run<'_> {
     fn target(&mut self, targets: &Targets, target: &Target, wanted: &[Wanted]) -> Outcome {
         let mut ratio = None;
         let (mut failures, mut new, mut too_long) = (0, 0, 0);
+        let mut progress = Progress::of("asking", "questions", wanted.len(), self.args.json);
         for (i, &w) in wanted.iter().enumerate() {
             let settings = format!("{}|{}|{}|{}", w.kind.word(), w.length, w.depth, w.seed);
             let key = format!("{TEXTS}|{}|{}|{settings}|{}", target.name, target.model, self.args.max_tokens);
@@ -201,7 +202,6 @@ impl Run<'_> {
             };
             let tokens = w.length.saturating_sub(MARKS) as f64 / ratio;
             let q = question(w.kind, tokens as usize, f64::from(w.depth) / 100.0, w.seed);
-            say!("{}: {} of {}, {} {settings}", target.name, i + 1, wanted.len(), target.model);
             let asked = self.ask(targets, target, q.prompt, self.args.max_tokens as usize)?;
             if let Some(problem) = &asked.error {
                 failures += 1;
@@ -231,11 +231,13 @@ impl Run<'_> {
             };
             self.kept.add(&cell)?;
             self.show(cell)?;
+            progress.update(i + 1, &target.name);
             new += 1;
             if let Some(folder) = self.folder.as_ref().filter(|_| new % 20 == 0) {
                 folder.write(&self.report)?;
             }
         }
+        progress.finish();
         if too_long > 0 {
             let most = commas(target.context.unwrap_or(0) as usize);
             say!("{}: {} questions were not asked: it holds {most} tokens", target.name, commas(too_long));

@@ -50,8 +50,7 @@ impl Own {
         let name = files.name.clone();
         let prompter = files.prompter()?;
         let limits = Limits::default();
-        let engine =
-            loaded.engine(EngineOptions { queue: 128 * limits.requests, ..EngineOptions::default() }, keep);
+        let engine = loaded.engine(EngineOptions { queue: 128 * limits.requests, ..EngineOptions::default() }, keep);
         let service = Arc::new(Service::new(engine.clone(), prompter, &name, eos, false, limits));
         let (stop, stopped) = oneshot::channel::<()>();
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;

@@ -73,11 +73,11 @@ impl Targets {
             let served = Own::start(&runtime, files, asking.options, asking.store, asking.context)?;
             say!("fathom: {}", served.about);
             let (_, url) = parse_target(&format!("http://{}", served.address))?;
-            let connected =
-                runtime.block_on(Target::connect("fathom".to_owned(), url, None, None, asking.timeout));
+            let connected = runtime.block_on(Target::connect("fathom".to_owned(), url, None, None, asking.timeout));
             let mut target = connected?;
             target.pid = Some(std::process::id());
-            target.software = Some(concat!("fathom ", env!("CARGO_PKG_VERSION"), ", in the process that measures").into());
+            target.software =
+                Some(concat!("fathom ", env!("CARGO_PKG_VERSION"), ", in the process that measures").into());
             clients.insert(0, Client { target, ledger: Some(served.ledger.clone()) });
             own = Some(served);
         }

@@ -126,12 +126,7 @@ impl Words {
     }
 
     /// Sentences until `tokens` are used up, as `count` counts each with the space before it.
-    pub fn sentences(
-        &self,
-        random: &mut Random,
-        tokens: usize,
-        mut count: impl FnMut(&str) -> usize,
-    ) -> Vec<String> {
+    pub fn sentences(&self, random: &mut Random, tokens: usize, mut count: impl FnMut(&str) -> usize) -> Vec<String> {
         let (mut used, mut sentences) = (0, Vec::new());
         loop {
             let sentence = self.sentence(random);

@@ -47,7 +47,9 @@ impl Kept {
                 Ok(cell) => drop(cells.insert(cell.key.clone(), cell)),
                 // Somebody was ended while it was written.
                 Err(_) if !last && line.starts_with(BEGIN) => break,
-                Err(e) => return Err(format!("{name}: line {}: no answer of fathom needle: {e}; name another file", i + 1)),
+                Err(e) => {
+                    return Err(format!("{name}: line {}: no answer of fathom needle: {e}; name another file", i + 1));
+                }
             }
             whole += line.len() as u64;
         }

@@ -76,9 +76,8 @@ pub fn question(kind: Kind, tokens: usize, depth: f64, seed: u64) -> Question {
 fn hide(kind: Kind, words: &Words, random: &mut Random) -> (Vec<String>, String, Vec<String>) {
     let names = distinct(words.names(), SEVERAL, random);
     let codes: Vec<String> = (0..SEVERAL).map(|_| code(random)).collect();
-    let needle = |i: usize, random: &mut Random| {
-        random.pick(&words.needle).replace('@', &names[i]).replace('%', &codes[i])
-    };
+    let needle =
+        |i: usize, random: &mut Random| random.pick(&words.needle).replace('@', &names[i]).replace('%', &codes[i]);
     match kind {
         Kind::Single => {
             let hidden = needle(0, random);

@@ -94,15 +94,12 @@ fn charts(f: &Frontiers) -> String {
     let read = series("read", 0, &|row| (!row.restored).then_some(row.first));
     let restored = series("from the store", 1, &|row| row.restored.then_some(row.first));
     let y = Axis { label: "seconds", log: true, format: plain, binary: false };
-    let mut html = figure(
-        title,
-        "Of a prompt of that length. Both axes in equal factors.",
-        &lines(title, &depth(), &y, &[read, restored], None),
-    );
+    let mut html = figure(title, "Of a prompt of that length.", &lines(title, &depth(), &y, &[read, restored], None));
     let title = "Reading a prompt";
-    let probe = series("from this depth", 0, &|row| row.prefill_per_second.map(|s| s.median));
-    let way = series("on the way here", 1, &|row| row.read_per_second);
-    let what = format!("{} tokens from each depth, median of {}; and all tokens since the depth before.", f.probes[0], f.runs);
+    let probe = series("from here", 0, &|row| row.prefill_per_second.map(|s| s.median));
+    let way = series("on the way", 1, &|row| row.read_per_second);
+    let what =
+        format!("{} tokens from each depth, median of {}; and all tokens since the depth before.", f.probes[0], f.runs);
     html += &figure(title, &what, &lines(title, &depth(), &speed(), &[probe, way], None));
     let title = "Writing an answer";
     let decode = series("decode", 0, &|row| row.decode_per_second.map(|s| s.median));

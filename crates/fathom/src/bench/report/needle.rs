@@ -10,8 +10,8 @@ use super::svg::{escape, heat, tokens};
 /// Heat maps.
 pub fn section(grid: &Grid) -> String {
     let mut html = String::from(
-        "<h2>What was found</h2>\n<p>A cell is the share of questions of that length and depth whose answer had all that was asked \
-         for, word for word.</p>\n<div class=\"charts\">\n",
+        "<h2>What was found</h2>\n<p>A cell is the share of questions of that length and depth whose answer had all the \
+         numbers that were asked for. The depth is that of the needle, or of the first of several.</p>\n<div class=\"charts\">\n",
     );
     for (target, kind) in groups(grid) {
         let cells: Vec<&Cell> = grid.cells.iter().filter(|c| (&c.target, &c.kind) == (&target, &kind)).collect();
@@ -22,7 +22,7 @@ pub fn section(grid: &Grid) -> String {
         let down: Vec<String> = depths.iter().map(|d| format!("{d} %")).collect();
         let title = format!("{target}: {kind}");
         // What writes into a string does not fail.
-        let svg = heat(&title, ("tokens of the text", &across), ("depth of the needle", &down), &share);
+        let svg = heat(&title, ("tokens of the text", &across), ("depth", &down), &share);
         let mut what = String::new();
         let _ = write!(what, "{} {right} of {} right.", about(&kind), cells.len());
         html += &figure(&title, &what, &svg);
@@ -30,7 +30,10 @@ pub fn section(grid: &Grid) -> String {
             let (expected, answer) = (escape(&wrong.expected.join(", ")), escape(&wrong.answer));
             let answer: String = answer.chars().take(160).collect();
             html.truncate(html.len() - "</figure>\n".len());
-            let _ = writeln!(html, "<p class=\"soft\">For example, {expected} was wanted, and it said: {answer}</p></figure>");
+            let _ = writeln!(
+                html,
+                "<p class=\"soft\">For example, {expected} was wanted, and it said: {answer}</p></figure>"
+            );
         }
     }
     html + "</div>\n"

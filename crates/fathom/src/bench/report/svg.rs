@@ -11,7 +11,7 @@ pub const STYLES: usize = 6;
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 118.0;
+const RIGHT: f64 = 130.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 46.0;
 const LETTER: f64 = 6.6;
@@ -20,6 +20,7 @@ const LETTER: f64 = 6.6;
 pub type Format = fn(f64) -> String;
 
 /// An axis.
+#[derive(Clone, Copy)]
 pub struct Axis {
     /// What it is, with its unit.
     pub label: &'static str,
@@ -163,6 +164,8 @@ pub fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series], limit: Option<(
     if let Some((_, value)) = limit {
         y_high = y_high.max(value);
     }
+    // Equal factors are for what differs by large ones.
+    let y = &Axis { log: y.log && y_high > 5.0 * y_low, ..*y };
     if !y.log {
         y_low = y_low.min(0.0);
     }
@@ -411,9 +414,15 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        for (value, expected) in
-            [(0.0, "0"), (0.01234, "0.012"), (3.456, "3.5"), (12.3, "12"), (100.0, "100"), (1234.5, "1,235"), (20.0, "20")]
-        {
+        for (value, expected) in [
+            (0.0, "0"),
+            (0.01234, "0.012"),
+            (3.456, "3.5"),
+            (12.3, "12"),
+            (100.0, "100"),
+            (1234.5, "1,235"),
+            (20.0, "20"),
+        ] {
             assert_eq!(plain(value), expected);
         }
         assert_eq!([tokens(2048.0), tokens(1_048_576.0), tokens(100.0)], ["2 k", "1 M", "100"]);

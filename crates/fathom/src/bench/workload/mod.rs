@@ -91,7 +91,9 @@ impl Workload {
             Workload::Document => "one long text, and many questions about it, each in a conversation of its own",
             Workload::Repository => "the files of a repository and a question; one file is edited before each question",
             Workload::Days => "three people whose conversations go on day after day, in turn",
-            Workload::Mixed => "requests of all lengths that come at random times (Poisson), every sixth time three at once",
+            Workload::Mixed => {
+                "requests of all lengths that come at random times (Poisson), every sixth time three at once"
+            }
         }
     }
 
@@ -154,14 +156,8 @@ fn filler(writer: &mut Writer, tokens: usize) -> Vec<Message> {
 mod tests {
     use super::*;
 
-    const ALL: [Workload; 6] = [
-        Workload::Chat,
-        Workload::Agent,
-        Workload::Document,
-        Workload::Repository,
-        Workload::Days,
-        Workload::Mixed,
-    ];
+    const ALL: [Workload; 6] =
+        [Workload::Chat, Workload::Agent, Workload::Document, Workload::Repository, Workload::Days, Workload::Mixed];
     const SIZE: Size = Size { context: 2000, scale: 1.0, rate: 1.0 };
 
     #[test]

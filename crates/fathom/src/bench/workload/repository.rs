@@ -17,8 +17,10 @@ pub(super) fn items(writer: &mut Writer, size: Size) -> Vec<Item> {
         }
         let all: Vec<String> = files.iter().map(|(name, body)| format!("{name}\n{body}")).collect();
         let about = &files[writer.random.below(FILES)].0;
-        let messages =
-            vec![message("system", all.join("\n\n")), message("user", format!("What does {about} do? Where is its bug?"))];
+        let messages = vec![
+            message("system", all.join("\n\n")),
+            message("user", format!("What does {about} do? Where is its bug?")),
+        ];
         items.push(item(0, messages, 64));
     }
     items

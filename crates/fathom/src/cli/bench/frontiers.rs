@@ -63,7 +63,10 @@ pub fn frontiers(args: &Args, context: usize) -> Outcome {
     let probes = [longest(&args.prefill), longest(&args.decode)];
     let after = probes[0].max(probes[1]).max(ROOM);
     if after * 2 > context {
-        return Err(format!("--context {context} has no room for probes of {after} tokens; see --prefill and --decode").into());
+        return Err(format!(
+            "--context {context} has no room for probes of {after} tokens; see --prefill and --decode"
+        )
+        .into());
     }
     stop_on_ctrl_c();
     let loaded = load(&files, &args.options, Some(context))?;
@@ -114,8 +117,20 @@ pub fn frontiers(args: &Args, context: usize) -> Outcome {
     };
     let state = model.new_state()?;
     let logits = Vec::new();
-    let mut growing =
-        Growing { args, loaded: &loaded, prompt, asked, store, probes, noise, state, logits, seconds: 0.0, report, folder };
+    let mut growing = Growing {
+        args,
+        loaded: &loaded,
+        prompt,
+        asked,
+        store,
+        probes,
+        noise,
+        state,
+        logits,
+        seconds: 0.0,
+        report,
+        folder,
+    };
     let watch = Watch::start(None, Some(model.device().ledger().clone()));
     let mut energy = Energy::open();
     let grown = model.device().scope(|| growing.all(runs, energy.as_mut().ok()));
@@ -125,12 +140,15 @@ pub fn frontiers(args: &Args, context: usize) -> Outcome {
 /// How people call the model.
 fn files_name(args: &Args) -> String {
     let name = args.model.as_ref().and_then(|folder| folder.file_name());
-    name.map_or_else(|| "the embedded model".to_owned(), |name| name.to_string_lossy().into_owned())
+    name.map_or_else(|| "The embedded model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 fn method(args: &Args, asks: bool) -> Vec<String> {
     let text = if asks {
-        format!("The text is made-up sentences of seed {} with a code in one of them, which is asked for at the end.", args.seed)
+        format!(
+            "The text is made-up sentences of seed {} with a code in one of them, which is asked for at the end.",
+            args.seed
+        )
     } else {
         "The tokens are random, as there is no tokenizer.".to_owned()
     };
@@ -164,19 +182,26 @@ impl Growing<'_> {
     /// All depths, and the question.
     fn all(&mut self, runs: u32, mut energy: Option<&mut Energy>) -> Result<(), Failure> {
         let end = self.prompt.len();
-        let mut depths: Vec<usize> = std::iter::successors(Some(FIRST), |d| Some(d * 2)).take_while(|&d| d < end).collect();
+        let mut depths: Vec<usize> =
+            std::iter::successors(Some(FIRST), |d| Some(d * 2)).take_while(|&d| d < end).collect();
         depths.push(end);
         if !self.args.json {
             writeln!(
                 out(),
                 "{:>10} {:>12} {:>10} {:>12} {:>12} {:>12} {:>12} {:>12}",
-                "tokens", "first token", "state", "read (t/s)", "prefill", "decode", "RSS", "held state"
+                "tokens",
+                "first token",
+                "state",
+                "read (t/s)",
+                "prefill",
+                "decode",
+                "RSS",
+                "held state"
             )?;
         }
         for depth in depths {
-            let from = self.state.position();
             let restored = self.restore(depth)?;
-            let before = self.seconds;
+            let (from, before) = (self.state.position(), self.seconds);
             if !restored && self.read(depth)?.is_break() {
                 return Err(INTERRUPTED.into());
             }
@@ -304,7 +329,8 @@ impl Growing<'_> {
                 break;
             }
             answer.push(token);
-            let out = model.forward(&mut [Segment { state: &mut state, tokens: &[token], logits: LogitsWanted::Last }])?;
+            let out =
+                model.forward(&mut [Segment { state: &mut state, tokens: &[token], logits: LogitsWanted::Last }])?;
             logits = out.into_iter().next().unwrap_or_default();
         }
         let answer = prompter.tokenizer().decode(&answer);
@@ -363,7 +389,12 @@ impl Growing<'_> {
             if let Some(needle) = &needle {
                 let verdict =
                     if needle.right { "right".into() } else { format!("wrong: it should be {:?}", needle.expected) };
-                writeln!(out(), "hidden at {:.0} %; asked, it says: {}   ({verdict})", needle.depth * 100.0, needle.answer)?;
+                writeln!(
+                    out(),
+                    "hidden at {:.0} %; asked, it says: {}   ({verdict})",
+                    needle.depth * 100.0,
+                    needle.answer
+                )?;
             }
             let peak = peak.map_or_else(|| "not told by this system".to_owned(), human);
             say!("memory: peak RSS {peak} of {} planned", human(planned.total));

@@ -92,6 +92,9 @@ pub fn bench(args: &Args) -> Outcome {
     match args.context {
         _ if asks => servers::servers(args),
         Some(context) => frontiers::frontiers(args, context as usize),
+        None if args.store.location().is_some() || args.report.is_some() => {
+            Err("--store and --report are for --context, --workload or --url".into())
+        }
         None => depths::depths(args),
     }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::Args;
+use crate::bench::Item;
 use crate::bench::workload::{Size, Trace, export};
 use crate::bench::{
     About, Folder, Limits, Report, Rounds, Servers, Tested, Workload, measure, stop_on_ctrl_c, write_whole,
 };
-use crate::bench::Item;
 use crate::cli::Outcome;
 use crate::cli::targets::{Asking, Targets};
 use crate::ui::{commas, out, say};
@@ -44,10 +44,9 @@ pub fn servers(args: &Args) -> Outcome {
     let context = args.context.map_or(CONTEXT, |context| context as usize);
     let work = match &args.trace {
         Some(path) => Work::Recorded(Trace::read(path)?),
-        None => Work::Made(
-            args.workload.unwrap_or(Workload::Chat),
-            Size { context, scale: args.scale, rate: args.rate },
-        ),
+        None => {
+            Work::Made(args.workload.unwrap_or(Workload::Chat), Size { context, scale: args.scale, rate: args.rate })
+        }
     };
     let first = work.items(args, 1);
     if let Some(path) = &args.export {
@@ -156,7 +155,8 @@ fn method(work: &Work, args: &Args) -> Vec<String> {
          with the rounds. Before it, each answers one short request.",
         texts,
         "Answers are streamed, at temperature 0. The time to the first token is from sending a request to the first piece \
-         of text that comes back; the time between tokens is that between pieces, which may have several tokens or part of one. \
+         of text that comes back; the time between tokens is that between pieces, which may have several tokens or part of one; pieces that come \
+         together have none between them. \
          Tokens are those that the server counts in its usage; where it does not, pieces.",
         "Percentiles are over all requests or pieces of all rounds (nearest rank). Failed requests count as failed and \
          nowhere else.",
