@@ -70,6 +70,7 @@ enum Command {
 
 /// Runs the program. Exit code 2 means that something about the request or its files is wrong; the message says what.
 pub fn main() -> ExitCode {
+    fathom_kernels::give_memory_back();
     let mut program = match config::with(Cli::command(), config::named(std::env::args_os()).as_deref()) {
         Ok(program) => program,
         Err(e) => {

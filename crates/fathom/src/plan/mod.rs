@@ -11,12 +11,12 @@ use fathom_weights::experts::{ExpertCache, Places};
 pub use machine::free_memory;
 pub(crate) use machine::{group_limit, meminfo, own_groups};
 
-/// What the program itself takes: code, tables, the allocator's slack, and fastokens' tables of words that each of its
-/// threads makes or not, as it happens. Measured over some 80 runs: 18 to 84 MiB.
-const PROGRAM: u64 = 96 << 20;
+/// What the program itself takes: code, tables, the allocator's slack. Measured: 39 MiB.
+const PROGRAM: u64 = 48 << 20;
 /// What a thread takes beside its part of the scratch: a stack, and what the allocator keeps for it. Measured: 1.6 MB.
 const THREAD: u64 = 2 << 20;
-/// fastokens' table of words that its threads share, made when the first long text is read: 2^19 entries of 64 bytes.
+/// fastokens' table of words that its threads share: 2^19 entries of 64 bytes. Made, or not, as it happens, when the first long text
+/// is read.
 const WORDS: u64 = 32 << 20;
 /// What a tensor takes as a name and a place; V4-Pro has 142,255.
 const TENSOR: u64 = 300;

@@ -1,5 +1,6 @@
 //! The CPU as a device.
 
+mod block;
 mod buffer;
 mod peaks;
 mod scratch;
@@ -145,7 +146,7 @@ impl Device for Cpu {
     fn alloc(&self, share: Share, bytes: usize) -> Result<Buffer, Error> {
         let reservation = self.ledger.reserve(share, bytes)?;
         match share {
-            Share::Scratch => Ok(Buffer::scratch(bytes, reservation, &self.scratch)),
+            Share::Scratch => Buffer::scratch(bytes, reservation, &self.scratch),
             _ => Buffer::zeroed(bytes, reservation),
         }
     }
