@@ -23,7 +23,7 @@ pub use interrupt::{INTERRUPTED, interrupted, stop_on_ctrl_c, until_interrupted}
 pub use machine::Machine;
 pub use memory::{Point, Watch};
 pub use numbers::{Quantiles, Spread, median, quantile};
-pub use report::{Folder, axes, groups, shares, write_whole};
+pub use report::{Folder, axes, end, groups, shares, write_whole};
 pub use results::{
     About, Cell, Frontier, Frontiers, Grid, Needle, Planned, Report, Request, Round, Servers, Summary, Tested,
 };

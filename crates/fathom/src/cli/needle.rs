@@ -10,7 +10,7 @@ use super::model::Options;
 use super::store::StoreOptions;
 use super::targets::{Asking, Targets};
 use crate::bench::{
-    About, Asked, Cell, Folder, Grid, INTERRUPTED, Item, Limits, Message, Report, Target, ask, axes, groups,
+    About, Asked, Cell, Folder, Grid, INTERRUPTED, Item, Limits, Message, Report, Target, ask, axes, end, groups,
     interrupted, shares, stop_on_ctrl_c, until_interrupted,
 };
 use crate::demo::estimate;
@@ -113,9 +113,8 @@ pub fn needle(args: &Args) -> Outcome {
         context: longest + longest / 8 + args.max_tokens as usize + 512,
     };
     let targets = Targets::connect(&asking)?;
-    let names: Vec<&str> = targets.clients.iter().map(|client| client.target.name.as_str()).collect();
     let report = Report {
-        title: format!("What {} found in long texts", names.join(" and ")),
+        title: format!("What {} found in long texts", targets.names().join(" and ")),
         about: About::this_run(),
         partial: Some("it is still running".to_owned()),
         method: method(args),
@@ -292,20 +291,7 @@ impl Run<'_> {
             say!("{words}");
             self.report.method.push(words.to_owned());
         }
-        self.report.partial = asked.as_ref().err().map(ToString::to_string);
-        let Some(folder) = &self.folder else { return asked };
-        folder.write(&self.report)?;
-        let page = folder.file("index.html");
-        match asked {
-            Ok(()) => {
-                say!("{}", page.display());
-                Ok(())
-            }
-            Err(why) => {
-                let how = "what was measured is in";
-                Err(format!("{why}; {how} {}, marked as not whole; the same command goes on", page.display()).into())
-            }
-        }
+        end(self.folder.as_ref(), self.report, asked)
     }
 }
 

@@ -81,7 +81,16 @@ impl Targets {
             clients.insert(0, Client { target, ledger: Some(served.ledger.clone()) });
             own = Some(served);
         }
+        for Client { target, .. } in &clients {
+            let software = target.software.as_deref().map_or_else(String::new, |s| format!(", {s}"));
+            say!("{}: {} at {}{software}", target.name, target.model, target.url);
+        }
         Ok(Targets { runtime, clients, own })
+    }
+
+    /// How they are called.
+    pub fn names(&self) -> Vec<&str> {
+        self.clients.iter().map(|client| client.target.name.as_str()).collect()
     }
 
     /// Stops fathom's own.

@@ -6,7 +6,8 @@ use fathom_kernels::human;
 
 use super::super::{Frontier, Frontiers, Point, Spread};
 use super::page::figure;
-use super::svg::{Axis, Series, escape, lines, mebibytes, plain, tokens};
+use super::scale::{Axis, mebibytes, plain, tokens};
+use super::svg::{Series, escape, lines};
 use crate::ui::{commas, duration};
 
 /// A model at growing depths.

@@ -5,9 +5,11 @@ mod csv;
 mod frontiers;
 mod needle;
 mod page;
+mod scale;
 mod servers;
 mod svg;
 
+use std::error::Error;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 pub use needle::{axes, groups, shares};
 
 use super::Report;
+use crate::ui::say;
 
 /// Where a report goes.
 #[derive(Debug, Clone)]
@@ -52,6 +55,28 @@ impl Folder {
             write_whole(&self.file(name), table.as_bytes())?;
         }
         write_whole(&self.file("index.html"), page::page(report).as_bytes())
+    }
+}
+
+/// Writes the last of a report, whole or with the reason why it is not, and says where it is.
+///
+/// # Errors
+/// That reason, and where the report is; or it cannot be written.
+pub fn end(
+    folder: Option<&Folder>,
+    mut report: Report,
+    outcome: Result<(), Box<dyn Error>>,
+) -> Result<(), Box<dyn Error>> {
+    let Some(folder) = folder else { return outcome };
+    report.partial = outcome.as_ref().err().map(ToString::to_string);
+    folder.write(&report)?;
+    let page = folder.file("index.html");
+    match outcome {
+        Ok(()) => {
+            say!("{}", page.display());
+            Ok(())
+        }
+        Err(why) => Err(format!("{why}; what was measured is in {}, marked as not whole", page.display()).into()),
     }
 }
 

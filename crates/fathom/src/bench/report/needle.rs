@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use super::super::{Cell, Grid};
 use super::page::figure;
-use super::svg::{escape, heat, tokens};
+use super::scale::tokens;
+use super::svg::{escape, heat};
 
 /// Heat maps.
 pub fn section(grid: &Grid) -> String {

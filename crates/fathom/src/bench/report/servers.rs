@@ -8,7 +8,8 @@ use fathom_kernels::human;
 use super::super::numbers::median;
 use super::super::{Servers, Spread, Tested};
 use super::page::figure;
-use super::svg::{Axis, Series, bars, escape, lines, mebibytes, plain, tokens};
+use super::scale::{Axis, mebibytes, plain, tokens};
+use super::svg::{Series, bars, escape, lines};
 use crate::ui::commas;
 
 /// What is better.

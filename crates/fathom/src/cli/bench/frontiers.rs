@@ -1,19 +1,17 @@
 //! A model at growing depths, in one session: at each it is probed with forks, and goes on.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use fathom_engine::{Sampler, Sampling, prefill, resume, save};
-use fathom_kernels::{Cpu, Device, Share, human};
+use fathom_kernels::{Cpu, Device, Share};
 use fathom_model::{LogitsWanted, Model, Segment, State};
 use fathom_store::{Namespace, NewSnapshot, Subject};
-use serde_json::json;
 
-use super::Args;
 use super::depths::Tokens;
+use super::{Args, show};
 use crate::bench::{
-    About, Energy, Folder, Frontier, Frontiers, INTERRUPTED, Needle, Planned, Report, Spread, Watch, interrupted,
+    About, Energy, Folder, Frontier, Frontiers, INTERRUPTED, Needle, Planned, Report, Spread, Watch, end, interrupted,
     stop_on_ctrl_c,
 };
 use crate::chat::{Effort, Message, Prompter, Role};
@@ -21,7 +19,7 @@ use crate::cli::Outcome;
 use crate::cli::model::{Files, Loaded, load};
 use crate::cli::store::subject;
 use crate::demo::{Document, document};
-use crate::ui::{Progress, commas, duration, out, rss, say};
+use crate::ui::{Progress, commas, rss, say};
 
 /// The first depth.
 const FIRST: usize = 2048;
@@ -186,18 +184,7 @@ impl Growing<'_> {
             std::iter::successors(Some(FIRST), |d| Some(d * 2)).take_while(|&d| d < end).collect();
         depths.push(end);
         if !self.args.json {
-            writeln!(
-                out(),
-                "{:>10} {:>12} {:>10} {:>12} {:>12} {:>12} {:>12} {:>12}",
-                "tokens",
-                "first token",
-                "state",
-                "read (t/s)",
-                "prefill",
-                "decode",
-                "RSS",
-                "held state"
-            )?;
+            show::head()?;
         }
         for depth in depths {
             let restored = self.restore(depth)?;
@@ -222,7 +209,7 @@ impl Growing<'_> {
             };
             self.numbers().frontiers.push(frontier);
             self.numbers().joules = energy.as_deref_mut().map(Energy::joules);
-            self.say(&frontier)?;
+            show::frontier(&frontier, self.args.json)?;
             if let Some(folder) = &self.folder {
                 folder.write(&self.report)?;
             }
@@ -341,78 +328,14 @@ impl Growing<'_> {
         Ok(())
     }
 
-    fn say(&self, f: &Frontier) -> std::io::Result<()> {
-        if self.args.json {
-            let mut line = serde_json::to_value(f)?;
-            line["test"] = "frontier".into();
-            return writeln!(out(), "{line}");
-        }
-        let speed = |s: Option<f64>| s.map_or_else(|| "–".to_owned(), |s| format!("{s:.1}"));
-        writeln!(
-            out(),
-            "{:>10} {:>12} {:>10} {:>12} {:>12} {:>12} {:>12} {:>12}",
-            commas(f.tokens),
-            duration(f.first),
-            if f.restored { "restored" } else { "read" },
-            speed(f.read_per_second),
-            speed(f.prefill_per_second.map(|s| s.median)),
-            speed(f.decode_per_second.map(|s| s.median)),
-            f.rss.map_or_else(|| "?".into(), human),
-            human(f.state),
-        )
-    }
-
     /// The last words, and the report.
     fn end(mut self, watch: Watch, energy: Result<Energy, String>, grown: Result<(), Failure>) -> Outcome {
-        let memory = watch.end();
         let json = self.args.json;
-        let no_joules = energy.err();
         let numbers = self.numbers();
-        numbers.peak_rss = memory.iter().filter_map(|point| point.rss).max();
-        numbers.memory = memory;
-        numbers.no_joules = no_joules;
-        let (peak, planned) = (numbers.peak_rss, numbers.planned);
-        let (joules, no_joules, stored) = (numbers.joules, numbers.no_joules.clone(), numbers.stored_bytes);
-        let needle = numbers.needle.clone();
-        if json {
-            if let Some(needle) = &needle {
-                let mut line = serde_json::to_value(needle)?;
-                line["test"] = "needle".into();
-                writeln!(out(), "{line}")?;
-            }
-            let line = json!({
-                "test": "memory", "peak_rss_bytes": peak, "planned": planned, "stored_bytes": stored,
-                "joules": joules, "no_joules": no_joules,
-            });
-            writeln!(out(), "{line}")?;
-        } else {
-            if let Some(needle) = &needle {
-                let verdict =
-                    if needle.right { "right".into() } else { format!("wrong: it should be {:?}", needle.expected) };
-                writeln!(
-                    out(),
-                    "hidden at {:.0} %; asked, it says: {}   ({verdict})",
-                    needle.depth * 100.0,
-                    needle.answer
-                )?;
-            }
-            let peak = peak.map_or_else(|| "not told by this system".to_owned(), human);
-            say!("memory: peak RSS {peak} of {} planned", human(planned.total));
-            match joules {
-                Some(joules) => say!("joules: {joules:.0}, of everything that ran"),
-                None => say!("joules: {}", no_joules.unwrap_or_default()),
-            }
-        }
-        self.report.partial = grown.as_ref().err().map(ToString::to_string);
-        let Some(folder) = &self.folder else { return grown.map_err(|e| e as Box<dyn std::error::Error>) };
-        folder.write(&self.report)?;
-        let page = folder.file("index.html");
-        match grown {
-            Ok(()) => {
-                say!("{}", page.display());
-                Ok(())
-            }
-            Err(why) => Err(format!("{why}; what was measured is in {}, marked as not whole", page.display()).into()),
-        }
+        numbers.memory = watch.end();
+        numbers.peak_rss = numbers.memory.iter().filter_map(|point| point.rss).max();
+        numbers.no_joules = energy.err();
+        show::last(numbers, json)?;
+        end(self.folder.as_ref(), self.report, grown.map_err(|e| e as Box<dyn std::error::Error>))
     }
 }

@@ -3,6 +3,7 @@
 mod depths;
 mod frontiers;
 mod servers;
+mod show;
 
 use std::path::PathBuf;
 

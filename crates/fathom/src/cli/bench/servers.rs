@@ -9,7 +9,7 @@ use super::Args;
 use crate::bench::Item;
 use crate::bench::workload::{Size, Trace, export};
 use crate::bench::{
-    About, Folder, Limits, Report, Rounds, Servers, Tested, Workload, measure, stop_on_ctrl_c, write_whole,
+    About, Folder, Limits, Report, Rounds, Servers, Tested, Workload, end, measure, stop_on_ctrl_c, write_whole,
 };
 use crate::cli::Outcome;
 use crate::cli::targets::{Asking, Targets};
@@ -41,13 +41,7 @@ impl Work {
 
 /// Measures servers.
 pub fn servers(args: &Args) -> Outcome {
-    let context = args.context.map_or(CONTEXT, |context| context as usize);
-    let work = match &args.trace {
-        Some(path) => Work::Recorded(Trace::read(path)?),
-        None => {
-            Work::Made(args.workload.unwrap_or(Workload::Chat), Size { context, scale: args.scale, rate: args.rate })
-        }
-    };
+    let work = work(args)?;
     let first = work.items(args, 1);
     if let Some(path) = &args.export {
         write_whole(path, export(&first).as_bytes())?;
@@ -58,7 +52,7 @@ pub fn servers(args: &Args) -> Outcome {
     }
     let folder = args.report.as_deref().map(Folder::open).transpose()?;
     stop_on_ctrl_c();
-    let longest = first.iter().map(Item::tokens).max().unwrap_or(0);
+    let mut servers = unmeasured(&work, args, &first);
     let answers = first.iter().map(|item| item.max_tokens).max().unwrap_or(0);
     let asking = Asking {
         model: args.model.as_deref(),
@@ -69,40 +63,19 @@ pub fn servers(args: &Args) -> Outcome {
         options: &args.options,
         store: &args.store,
         // The guess of a prompt's length may be wrong by half.
-        context: longest * 3 / 2 + answers + 1024,
+        context: servers.longest * 3 / 2 + answers + 1024,
     };
+    let about = About::this_run();
+    let targets = Targets::connect(&asking)?;
     let mut report = Report {
-        title: String::new(),
-        about: About::this_run(),
+        title: format!("{}: {}", targets.names().join(" and "), servers.workload),
+        about,
         partial: Some("it is still running".to_owned()),
         method: method(&work, args),
         servers: None,
         frontiers: None,
         needle: None,
     };
-    let targets = Targets::connect(&asking)?;
-    let (workload, what) = match &work {
-        Work::Made(workload, _) => (format!("{workload:?}").to_lowercase(), workload.about().to_owned()),
-        Work::Recorded(_) => ("trace".to_owned(), "a recorded trace".to_owned()),
-    };
-    let rounds = args.runs.unwrap_or(ROUNDS);
-    let mut servers = Servers {
-        workload,
-        what,
-        seed: args.seed,
-        requests: first.len(),
-        longest,
-        rounds,
-        no_joules: None,
-        tested: Vec::new(),
-    };
-    let names: Vec<&str> = targets.clients.iter().map(|client| client.target.name.as_str()).collect();
-    report.title = format!("{}: {}", names.join(" and "), servers.workload);
-    for client in &targets.clients {
-        let target = &client.target;
-        let software = target.software.as_deref().map_or_else(String::new, |s| format!(", {s}"));
-        say!("{}: {} at {}{software}", target.name, target.model, target.url);
-    }
     let mut keep = |servers: &Servers| match &folder {
         Some(folder) => {
             report.servers = Some(servers.clone());
@@ -111,7 +84,7 @@ pub fn servers(args: &Args) -> Outcome {
         None => Ok(()),
     };
     let how = Rounds {
-        rounds,
+        rounds: servers.rounds,
         limits: Limits { timeout: asking.timeout },
         items: &|round| work.items(args, round),
         keep: &mut keep,
@@ -120,21 +93,35 @@ pub fn servers(args: &Args) -> Outcome {
     let measured = targets.runtime.block_on(measure(&targets.clients, how, &mut servers));
     targets.end();
     show(&servers, args.json)?;
-    report.partial = measured.as_ref().err().cloned();
     report.servers = Some(servers);
-    match (&folder, measured) {
-        (Some(folder), Err(why)) => {
-            folder.write(&report)?;
-            let page = folder.file("index.html");
-            Err(format!("{why}; what was measured is in {}, marked as not whole", page.display()).into())
+    end(folder.as_ref(), report, measured.map_err(Into::into))
+}
+
+fn work(args: &Args) -> Result<Work, String> {
+    let context = args.context.map_or(CONTEXT, |context| context as usize);
+    Ok(match &args.trace {
+        Some(path) => Work::Recorded(Trace::read(path)?),
+        None => {
+            Work::Made(args.workload.unwrap_or(Workload::Chat), Size { context, scale: args.scale, rate: args.rate })
         }
-        (Some(folder), Ok(())) => {
-            folder.write(&report)?;
-            say!("{}", folder.file("index.html").display());
-            Ok(())
-        }
-        (None, Err(why)) => Err(format!("{why}; what was measured is not whole").into()),
-        (None, Ok(())) => Ok(()),
+    })
+}
+
+/// What is to be measured, with nobody measured yet.
+fn unmeasured(work: &Work, args: &Args, first: &[Item]) -> Servers {
+    let (workload, what) = match work {
+        Work::Made(workload, _) => (format!("{workload:?}").to_lowercase(), workload.about().to_owned()),
+        Work::Recorded(_) => ("trace".to_owned(), "a recorded trace".to_owned()),
+    };
+    Servers {
+        workload,
+        what,
+        seed: args.seed,
+        requests: first.len(),
+        longest: first.iter().map(Item::tokens).max().unwrap_or(0),
+        rounds: args.runs.unwrap_or(ROUNDS),
+        no_joules: None,
+        tested: Vec::new(),
     }
 }
 
