@@ -49,7 +49,7 @@ impl Folder {
     /// # Errors
     /// One cannot be written; it is named. The others stay what they were.
     pub fn write(&self, report: &Report) -> Result<(), String> {
-        let json = serde_json::to_string_pretty(report).map_err(|e| e.to_string())?;
+        let json = serde_json::to_string(report).map_err(|e| e.to_string())?;
         write_whole(&self.file("report.json"), json.as_bytes())?;
         for (name, table) in csv::tables(report) {
             write_whole(&self.file(name), table.as_bytes())?;
