@@ -191,7 +191,7 @@ impl Target {
     async fn about(&self) -> Option<String> {
         for (path, field) in ABOUT {
             let mut url = self.url.clone();
-            url.set_path(&url.path().trim_end_matches("/v1").to_owned());
+            url.set_path(self.url.path().trim_end_matches("/v1"));
             let url = format!("{}/{path}", url.as_str().trim_end_matches('/'));
             let response = self.with_key(self.client.get(url)).send().await.ok()?;
             if response.status().is_success() {

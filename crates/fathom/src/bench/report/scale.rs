@@ -19,7 +19,7 @@ pub struct Axis {
 /// A number in a few digits: `0.012`, `3.4`, `1,234`.
 pub fn plain(value: f64) -> String {
     match value.abs() {
-        v if v == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         v if v >= 1e6 => format!("{} M", trimmed(value / 1e6)),
         v if v >= 100.0 => crate::ui::commas(value.abs().round() as usize),
         _ => trimmed(value),
