@@ -77,6 +77,11 @@ impl Sessions {
         Sessions(Arc::new(Inner { engine, keep, table: Mutex::default() }))
     }
 
+    /// Whether they are kept in a store, and outlive the program.
+    pub fn are_stored(&self) -> bool {
+        self.0.keep.is_some()
+    }
+
     /// A new session without tokens.
     ///
     /// # Errors

@@ -126,12 +126,15 @@ fn a_read_error_ends_one_pass() {
     }
 }
 
+/// For five seconds, or `FATHOM_TEST_TIMES` times as long.
 #[test]
 fn a_drive_that_stalls_is_waited_for() {
+    let times: u32 = std::env::var("FATHOM_TEST_TIMES").map_or(1, |n| n.parse().expect("FATHOM_TEST_TIMES is a number"));
+    let stall = Duration::from_millis(5500) * times;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));
     let messages = Arc::clone(&told);
-    let faults = |n| (n == 10).then_some(Fault::Stall(Duration::from_millis(5500)));
+    let faults = move |n| (n == 10).then_some(Fault::Stall(stall));
     let options = StreamOptions {
         faults: Some(Arc::new(faults)),
         tell: Some(Arc::new(move |message: &str| messages.lock().unwrap().push(message.to_owned()))),
@@ -144,7 +147,8 @@ fn a_drive_that_stalls_is_waited_for() {
         all(&Model::load(cpu(Profile::Native), &synth.checkpoint().unwrap()).unwrap(), &prompt, 50, &[]).unwrap();
     assert!(got == want);
     let told = told.lock().unwrap();
-    assert!(told.len() == 1 && told[0].contains("not answered for 5 s"), "{told:?}");
+    assert_eq!(told.len() as u64, stall.as_secs() / 5, "{told:?}");
+    assert!(told[0].contains("not answered for 5 s"), "{told:?}");
 }
 
 /// What may happen to a shard while it is in use, and what then is said; nothing where reading goes on.

@@ -11,6 +11,7 @@ mod stops;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod turns;
 
 pub use decoder::Decoder;
 pub use missed::explain;
@@ -19,3 +20,4 @@ pub use prompt::{Dialect, Effort, Message, Prompter, Role};
 pub use seam::TextSeam;
 pub use stops::Stops;
 pub use tokenizer::{Loading, Tokenizer};
+pub use turns::Turn;

@@ -41,6 +41,14 @@ impl Dialect {
         ModelVersion::DeepseekV4Pro
     }
 
+    /// The efforts that make a difference to it.
+    pub fn efforts(self) -> &'static [&'static str] {
+        match self {
+            Dialect::Preview => &["high", "max"],
+            Dialect::Current => &["low", "high", "max"],
+        }
+    }
+
     /// The effort whose text in DeepSeek's current encoding is this dialect's text for `effort`.
     fn effort(self, effort: ReasoningEffort) -> ReasoningEffort {
         match (self, effort) {
@@ -88,7 +96,7 @@ pub struct Message {
 /// Writes prompts for one model.
 #[derive(Clone)]
 pub struct Prompter {
-    tokenizer: Arc<Tokenizer>,
+    pub(super) tokenizer: Arc<Tokenizer>,
     encoding: DeepseekV4Encoding,
     dialect: Dialect,
 }
@@ -175,78 +183,11 @@ impl Prompter {
         // What begins a conversation is not said again, and an answer is ended before the next turn.
         let first = tokens.iter().position(|&token| Some(token) == user || Some(token) == assistant).unwrap_or(0);
         tokens.drain(..first);
-        if let Some(eos) = special(SpecialToken::Eos).filter(|&eos| eos != last) {
+        let bos = special(SpecialToken::Bos);
+        if let Some(eos) = special(SpecialToken::Eos).filter(|&eos| eos != last && bos != Some(last)) {
             tokens.insert(0, eos);
         }
         Ok(tokens)
-    }
-
-    /// The turns that [`Prompter::chat`] wrote, and the answers to them, back as messages, without thinking. What is not
-    /// written like that comes back as a system's.
-    ///
-    /// # Errors
-    /// [`Error::Encode`].
-    pub fn messages(&self, tokens: &[u32]) -> Result<Vec<Message>, Error> {
-        let mut messages = Vec::new();
-        let (mut role, mut thinking, mut start) = (Role::System, false, 0);
-        let special = |token: SpecialToken| self.tokenizer.special(token.default_str());
-        let (user, assistant) = (special(SpecialToken::User), special(SpecialToken::Assistant));
-        let (bos, eos) = (special(SpecialToken::Bos), special(SpecialToken::Eos));
-        let (think, thought) = (special(SpecialToken::ThinkingStart), special(SpecialToken::ThinkingEnd));
-        let mut end = |role, thinking: bool, text: &[u32]| {
-            let text = if thinking { String::new() } else { self.tokenizer.decode(text) };
-            if role != Role::System || !text.is_empty() {
-                messages.push(Message { role, text });
-            }
-        };
-        for (i, token) in tokens.iter().map(|&token| Some(token)).enumerate() {
-            if token == user || token == assistant || token == eos {
-                end(role, thinking, &tokens[start..i]);
-                // After the end of an answer there is nothing before the next turn.
-                role = if token == user { Role::User } else { Role::Assistant };
-                (thinking, start) = (false, i + 1);
-                if token == eos {
-                    role = Role::System;
-                }
-            } else if token == bos && i == 0 || token == thought {
-                (thinking, start) = (false, i + 1);
-            } else if token == think {
-                thinking = true;
-            }
-        }
-        end(role, thinking, &tokens[start..]);
-        self.without_effort(messages)
-    }
-
-    /// Where a conversation's question begins, counted from 0, in its tokens; their end if there are fewer.
-    pub fn question(&self, tokens: &[u32], n: usize) -> usize {
-        let user = self.tokenizer.special(SpecialToken::User.default_str());
-        let mut questions = (0..tokens.len()).filter(|&at| Some(tokens[at]) == user);
-        questions.nth(n).unwrap_or(tokens.len())
-    }
-
-    /// What asks for effort is not part of the conversation.
-    fn without_effort(&self, mut messages: Vec<Message>) -> Result<Vec<Message>, Error> {
-        let asked = |effort| -> Result<String, Error> {
-            let (tokens, _) = self.chat(&[Message { role: Role::User, text: String::new() }], effort)?;
-            let user = self.tokenizer.special(SpecialToken::User.default_str());
-            let end = tokens.iter().position(|&token| Some(token) == user).unwrap_or(tokens.len());
-            Ok(self.tokenizer.decode(&tokens[1.min(end)..end]))
-        };
-        if let Some(first) = messages.first_mut().filter(|first| first.role == Role::System) {
-            for text in [asked(Effort::Max)?, asked(Effort::High)?] {
-                if !text.is_empty()
-                    && let Some(rest) = first.text.strip_prefix(&text)
-                {
-                    first.text = rest.to_owned();
-                    break;
-                }
-            }
-            if first.text.is_empty() {
-                messages.remove(0);
-            }
-        }
-        Ok(messages)
     }
 
     /// The tokens of a text to be continued as it stands, after the token that begins every sequence. No template is

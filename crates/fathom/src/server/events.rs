@@ -40,19 +40,9 @@ impl Events {
             let sink = move |event: Event| {
                 let _held = &held;
                 watch.see(&event);
-                let reading = match event {
-                    Event::Prefill { done, total, reused } => Some((done, total, reused)),
-                    Event::Queued { .. } | Event::Read { .. } => None,
-                    Event::Token { .. } | Event::Done { .. } | Event::Failed(_) => {
-                        place.over();
-                        None
-                    }
-                };
-                let awaited = send.send((i, event)).is_ok();
-                let goes_on = match reading {
-                    Some((done, total, reused)) => place.progress(done, total, reused, awaited),
-                    None => awaited,
-                };
+                let goes_on = place.see(&event, !send.is_closed());
+                // The client may have left.
+                let _ = send.send((i, event));
                 if goes_on && !enough.load(Ordering::Relaxed) {
                     ControlFlow::Continue(())
                 } else {

@@ -1,6 +1,7 @@
 //! `/metrics`, in Prometheus' text format. No text of anybody's, and no names.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::extract::State;
@@ -30,6 +31,18 @@ pub(super) struct Metrics {
     first_token: Histogram,
     between_tokens: Histogram,
     request: Histogram,
+    pub(super) passed: Arc<Passed>,
+}
+
+/// Tokens that have passed since the start, those of requests under way too.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    /// Of prompts, without those that were there already.
+    pub read: AtomicU64,
+    /// Of prompts, those that were there already.
+    pub reused: AtomicU64,
+    /// Of answers.
+    pub generated: AtomicU64,
 }
 
 impl Metrics {
@@ -48,7 +61,8 @@ impl Metrics {
         let first_token = histogram("fathom_time_to_first_token_seconds", "From a request to its first token.");
         let between_tokens = histogram("fathom_inter_token_seconds", "From one token of a request to its next.");
         let request = histogram("fathom_request_seconds", "From a request to its end.");
-        Metrics { handle: recorder.handle(), recorder, queue, first_token, between_tokens, request }
+        let passed = Arc::default();
+        Metrics { handle: recorder.handle(), recorder, queue, first_token, between_tokens, request, passed }
     }
 
     /// For a request that is handed to the engine now.
@@ -56,7 +70,8 @@ impl Metrics {
         let now = Instant::now();
         let (queue, first_token) = (self.queue.clone(), self.first_token.clone());
         let (between_tokens, request) = (self.between_tokens.clone(), self.request.clone());
-        Watch { start: now, last: None, began: false, queue, first_token, between_tokens, request }
+        let passed = Arc::clone(&self.passed);
+        Watch { start: now, last: None, read: None, queue, first_token, between_tokens, request, passed }
     }
 
     fn gauge(&self, name: &'static str, about: &'static str, labels: Vec<Label>) -> Gauge {
@@ -116,34 +131,46 @@ impl Metrics {
     }
 }
 
-/// The times of one request.
+/// The times and tokens of one request.
 pub(super) struct Watch {
     start: Instant,
     last: Option<Instant>,
-    began: bool,
+    /// How much of its prompt is known to be read, once that begins.
+    read: Option<usize>,
     queue: Histogram,
     first_token: Histogram,
     between_tokens: Histogram,
     request: Histogram,
+    passed: Arc<Passed>,
 }
 
 impl Watch {
-    /// Notes when an event came.
+    /// Notes an event, and when it came.
     pub(super) fn see(&mut self, event: &Event) {
         match event {
-            Event::Prefill { .. } if !self.began => {
-                self.began = true;
-                self.queue.record(self.start.elapsed());
+            &Event::Prefill { done, reused, .. } => {
+                if self.read.is_none() {
+                    self.queue.record(self.start.elapsed());
+                }
+                // What it goes on from may grow while it waits for another that reads the same.
+                let before = self.read.unwrap_or(0).max(reused);
+                self.passed.read.fetch_add(done.saturating_sub(before) as u64, Ordering::Relaxed);
+                self.read = Some(done.max(before));
             }
             Event::Token { .. } => {
+                self.passed.generated.fetch_add(1, Ordering::Relaxed);
                 let now = Instant::now();
                 match self.last.replace(now) {
                     Some(last) => self.between_tokens.record(now - last),
                     None => self.first_token.record(now - self.start),
                 }
             }
-            Event::Done { .. } | Event::Failed(_) => self.request.record(self.start.elapsed()),
-            _ => {}
+            Event::Done { usage, .. } => {
+                self.passed.reused.fetch_add(usage.reused_tokens as u64, Ordering::Relaxed);
+                self.request.record(self.start.elapsed());
+            }
+            Event::Failed(_) => self.request.record(self.start.elapsed()),
+            Event::Queued { .. } | Event::Read { .. } => {}
         }
     }
 }

@@ -12,6 +12,7 @@ mod keys;
 mod log;
 mod messages;
 mod metrics;
+mod page;
 mod prefills;
 mod rates;
 mod reply;
@@ -19,6 +20,7 @@ mod request;
 mod responses;
 mod serve;
 mod sessions;
+mod status;
 #[cfg(test)]
 mod tests;
 mod tokens;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
-use fathom_engine::Owner;
+use fathom_engine::{Event, Owner};
 use serde_json::{Value, json};
 
 use super::reply::now;
@@ -62,7 +62,7 @@ impl Prefills {
     }
 
     /// An owner's, the oldest first.
-    fn of(&self, owner: &Owner) -> Vec<Value> {
+    pub(super) fn of(&self, owner: &Owner) -> Vec<Value> {
         self.lock().iter().filter(|(_, one)| one.owner == *owner).map(|(id, one)| one.shown(*id)).collect()
     }
 
@@ -105,8 +105,20 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Notes what an event says of the prompt, and says whether to go on.
+    pub(super) fn see(&self, event: &Event, awaited: bool) -> bool {
+        match *event {
+            Event::Prefill { done, total, reused } => self.progress(done, total, reused, awaited),
+            Event::Queued { .. } | Event::Read { .. } => awaited,
+            Event::Token { .. } | Event::Done { .. } | Event::Failed(_) => {
+                self.over();
+                awaited
+            }
+        }
+    }
+
     /// Notes how far it is and whether its client is still there, and says whether to go on.
-    pub(super) fn progress(&self, done: usize, total: usize, reused: usize, awaited: bool) -> bool {
+    fn progress(&self, done: usize, total: usize, reused: usize, awaited: bool) -> bool {
         let mut all = self.prefills.lock();
         let new = || Prefill {
             owner: self.owner.clone(),
@@ -128,7 +140,7 @@ impl Place {
     }
 
     /// Notes that the prompt has been read.
-    pub(super) fn over(&self) {
+    fn over(&self) {
         self.prefills.lock().remove(&self.id);
     }
 }

@@ -23,11 +23,13 @@ use super::completions::completions;
 use super::log::{Log, log};
 use super::messages::{Messages, count_tokens};
 use super::metrics::{Metrics, metrics};
+use super::page;
 use super::prefills::{self, Prefills};
 use super::rates::{KeyLimits, Rates, Turn};
 use super::reply::{now, reply};
 use super::responses::Responses;
 use super::sessions;
+use super::status::status;
 use super::tokens::{detokenize, tokenize};
 use super::{ApiError, Generate, Keys, Served};
 use crate::Error;
@@ -83,6 +85,7 @@ pub struct Service<G> {
     /// Held by every request that is encoded, waits for the engine or runs.
     work: Arc<()>,
     started: u64,
+    since: Instant,
 }
 
 impl<G: Generate> Service<G> {
@@ -102,7 +105,7 @@ impl<G: Generate> Service<G> {
         let prefills = Arc::new(Prefills::new(limits.linger));
         let (keys, sessions, experts, planned) = (Keys::default(), None, None, None);
         let (metrics, log, rates) = (Metrics::new(), Log::None, Rates::new(limits.each_key));
-        let (work, started) = (Arc::new(()), now());
+        let (work, started, since) = (Arc::new(()), now(), Instant::now());
         Service {
             engine,
             prompter,
@@ -120,6 +123,7 @@ impl<G: Generate> Service<G> {
             slots,
             work,
             started,
+            since,
         }
     }
 
@@ -152,6 +156,17 @@ impl<G: Generate> Service<G> {
     /// Shows in the metrics what experts that are read as they are needed come to.
     pub fn with_experts(self, experts: impl Fn() -> Stats + Send + Sync + 'static) -> Service<G> {
         Service { experts: Some(Box::new(experts)), ..self }
+    }
+
+    /// Requests that have a place, of how many there are.
+    pub(super) fn places(&self) -> (usize, usize) {
+        let places = self.limits.requests;
+        (places.saturating_sub(self.slots.available_permits()), places)
+    }
+
+    /// Since when it is there.
+    pub(super) fn since(&self) -> Instant {
+        self.since
     }
 
     /// A place for a request of somebody's.
@@ -188,9 +203,11 @@ pub fn router<G: Generate>(service: Arc<Service<G>>) -> Router {
         .route("/v1/models/{model}", get(model::<G>))
         .route("/v1/prefills", get(prefills::list::<G>))
         .route("/v1/prefills/{id}", delete(prefills::stop::<G>))
+        .route("/v1/status", get(status::<G>))
         .route("/health", get(health::<G>))
         .route("/metrics", get(metrics::<G>))
         .merge(sessions::routes())
+        .merge(page::routes())
         .fallback(|| async { ApiError::other(StatusCode::NOT_FOUND, "not_found", "There is nothing at this address.") })
         .method_not_allowed_fallback(|| async {
             let message = "This address does not take this method.";
@@ -222,8 +239,8 @@ async fn model<G: Generate>(
 }
 
 async fn health<G: Generate>(State(service): State<Arc<Service<G>>>) -> Json<Value> {
-    let (requests, free) = (service.limits.requests, service.slots.available_permits());
-    let requests = json!({"active": requests.saturating_sub(free), "limit": requests});
+    let (active, limit) = service.places();
+    let requests = json!({"active": active, "limit": limit});
     Json(json!({
         "status": "ok",
         "model": service.served.model,

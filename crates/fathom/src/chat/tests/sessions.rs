@@ -30,13 +30,31 @@ fn a_conversation_is_its_tokens() {
         tokens.extend(tools().encode(" three\n").unwrap());
         messages.push(message(Role::Assistant, " three\n"));
         assert_eq!(prompter.messages(&tokens).unwrap(), messages);
+        let turns = prompter.turns(&tokens).unwrap();
+        assert_eq!(turns.last().unwrap().thinking, if effort == Effort::None { "" } else { "well…" });
+        let (prompt, _) = prompter.chat(&messages[..messages.len() - 1], effort).unwrap();
+        assert_eq!(turns.last().unwrap().start, prompt.len());
+        let question = if system.is_some() { prompter.question(&tokens, 0) } else { 0 };
+        assert_eq!(turns[turns.len() - 2].start, question);
+        assert!(turns.windows(2).all(|pair| pair[0].end == pair[1].start) && turns.last().unwrap().end == tokens.len());
         // And so it is when it was written as a whole.
         messages.push(message(Role::User, "four"));
         let (tokens, _) = prompter.chat(&messages, effort).unwrap();
         messages.push(message(Role::Assistant, ""));
         assert_eq!(prompter.messages(&tokens).unwrap(), messages);
+        let turns = prompter.turns(&tokens).unwrap();
+        assert!(turns.windows(2).all(|pair| pair[0].end == pair[1].start), "{turns:?}");
+        // A turn says where to go back to, so that it can be said once more.
+        let question = &turns[turns.len() - 2];
+        let again = prompter.turn(&tokens[..question.start], &[message(Role::User, "four")], effort).unwrap();
+        assert_eq!([&tokens[..question.start], &again].concat(), tokens);
     }
-    assert_eq!(Prompter::new(demo(), Dialect::Preview).messages(&[]).unwrap(), []);
+    let prompter = Prompter::new(demo(), Dialect::Preview);
+    assert_eq!(prompter.messages(&[]).unwrap(), []);
+    // Back to nothing but the first token of all.
+    let hi = [message(Role::User, "hi")];
+    let (tokens, _) = prompter.chat(&hi, Effort::None).unwrap();
+    assert_eq!(prompter.turn(&tokens[..1], &hi, Effort::None).unwrap(), tokens[1..]);
 }
 
 #[test]
@@ -74,6 +92,22 @@ fn text_is_known_in_other_tokens() {
 }
 
 proptest! {
+    /// Whatever the tokens, their turns come one after another, from the first token to the last.
+    #[test]
+    fn turns_are_one_after_another(which in prop::collection::vec(0usize..8, 0..24)) {
+        let prompter = Prompter::new(tools(), Dialect::Preview);
+        let special = |spelling: &str| tools().special(spelling).unwrap();
+        let word = tools().encode("word").unwrap()[0];
+        let specials = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"];
+        let tokens: Vec<u32> = which.iter().map(|&i| specials.get(i).map_or(word, |&one| special(one))).collect();
+        let turns = prompter.turns(&tokens).unwrap();
+        if let (Some(first), Some(last)) = (turns.first(), turns.last()) {
+            prop_assert_eq!((first.start, last.end), (0, tokens.len()));
+        }
+        prop_assert!(turns.iter().all(|turn| turn.start <= turn.end));
+        prop_assert!(turns.windows(2).all(|pair| pair[0].end == pair[1].start));
+    }
+
     /// Joined or not, the text is that of the prompt.
     #[test]
     fn joining_keeps_the_text(text in "[ab é\n]{0,12}", known in "[ab é\n]{0,12}", cut in 0usize..12) {

@@ -24,6 +24,7 @@ use self::speech::{append, generate};
 use super::body::read_in_time;
 use super::request::typed;
 use super::{ApiError, Generate, Service};
+use crate::chat::{Role, Turn};
 
 type Answer = Result<Response, ApiError>;
 
@@ -80,9 +81,10 @@ async fn list<G: Generate>(Caller { service, owner }: Caller<G>) -> Answer {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct Show {
-    #[serde(default)]
     tokens: bool,
+    turns: bool,
 }
 
 async fn show<G: Generate>(
@@ -90,18 +92,39 @@ async fn show<G: Generate>(
     Path(name): Path<String>,
     Query(show): Query<Show>,
 ) -> Answer {
-    let tokenizer = Arc::clone(service.prompter.tokenizer());
+    let prompter = service.prompter.clone();
     let shown = blocking(&service, move |sessions| {
         let mut shown = describe(&sessions.get(&owner, &name)?);
         if show.tokens {
             let tokens = sessions.tokens(&owner, &name)?;
-            shown["text"] = tokenizer.decode(&tokens).into();
+            shown["text"] = prompter.tokenizer().decode(&tokens).into();
             shown["tokens"] = json!(*tokens);
+        }
+        if show.turns {
+            let turns = prompter.turns(&sessions.tokens(&owner, &name)?);
+            let turns = turns.map_err(|error| ApiError::internal(error.to_string()))?;
+            shown["turns"] = turns.iter().map(turn).collect();
         }
         Ok(shown)
     })
     .await?;
     Ok(Json(shown).into_response())
+}
+
+/// A turn, and between which positions it is.
+fn turn(turn: &Turn) -> Value {
+    let role = match turn.message.role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    };
+    json!({
+        "role": role,
+        "thinking": turn.thinking,
+        "text": turn.message.text,
+        "start": turn.start,
+        "end": turn.end,
+    })
 }
 
 async fn delete<G: Generate>(Caller { service, owner }: Caller<G>, Path(name): Path<String>) -> Answer {

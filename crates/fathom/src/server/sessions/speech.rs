@@ -128,6 +128,7 @@ async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String
     let (send, events) = mpsc::unbounded_channel();
     let (stream, tokenizer) = (more.stream, Arc::clone(service.prompter.tokenizer()));
     let (for_thread, of) = (Arc::clone(&service), (owner.clone(), name.clone()));
+    let (place, mut watch) = (service.prefills.place(&owner), service.metrics.watch());
     let thinks = blocking(&service, move |sessions| {
         let (owner, name) = of;
         let mut thinks = false;
@@ -146,7 +147,12 @@ async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String
         };
         sessions.go_on(&owner, &name, with, move |event| {
             let _held = (&slot, &work);
-            send.send(event).map_or(ControlFlow::Break(()), ControlFlow::Continue)
+            watch.see(&event);
+            let goes_on = place.see(&event, true);
+            match send.send(event).is_ok() && goes_on {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
         })?;
         Ok(thinks)
     })

@@ -5,6 +5,7 @@ mod clients;
 mod dialects;
 mod errors;
 mod lifetime;
+mod page;
 mod prefills;
 mod replies;
 mod sessions;
