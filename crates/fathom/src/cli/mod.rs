@@ -8,6 +8,8 @@ mod demo;
 mod doctor;
 mod experts;
 mod model;
+mod needle;
+mod own;
 mod pack;
 mod pull;
 mod run;
@@ -17,6 +19,7 @@ mod simulate;
 mod snapshot;
 mod store;
 mod synth;
+mod targets;
 
 use crate::ui::say;
 use std::io::Write;
@@ -53,8 +56,10 @@ enum Command {
     Simulate(simulate::Args),
     /// A copy of a checkpoint in which every expert is one read
     Pack(pack::Args),
-    /// How fast a model reads and writes, beside what this machine could do
+    /// How fast a model reads and writes, and servers side by side
     Bench(bench::Args),
+    /// What a model or a server finds in long texts, by length and depth
+    Needle(needle::Args),
     /// Download a model: parallel, resumed, verified
     Pull(pull::Args),
     /// What this machine can do, and what is wrong with it or with a model
@@ -91,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Pack(args) => pack::pack(&args),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Needle(args) => needle::needle(&args),
         Command::Pull(args) => pull::pull(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Synth(args) => synth::synth(&args),

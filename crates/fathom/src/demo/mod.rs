@@ -1,22 +1,8 @@
 //! The demo's text: filler from templates, one needle at a random depth, and the question for it.
-//!
-//! Words and templates are in `assets/demo-text.json`: those that the embedded model was trained on.
 
-use std::collections::HashMap;
+mod words;
 
-use serde::Deserialize;
-
-const TEXT: &str = include_str!("../../assets/demo-text.json");
-
-/// Words and templates.
-#[derive(Debug, Deserialize)]
-struct Templates {
-    slots: HashMap<char, String>,
-    filler: Vec<String>,
-    needle: Vec<String>,
-    question: String,
-    answer: String,
-}
+pub use words::{Kinds, Random, Words, estimate};
 
 /// A long text with a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,77 +17,37 @@ pub struct Document {
     pub depth: f64,
 }
 
-/// A small deterministic generator (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-
-    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
-        from[self.below(from.len())]
-    }
+/// A code of five digits.
+pub fn code(random: &mut Random) -> String {
+    (0..5).map(|_| char::from(b'0' + random.below(10) as u8)).collect()
 }
 
 /// Writes a text of at most `budget` tokens, as `count` counts them, for a seed. Without a needle the code is nowhere in
 /// it: a control that must not be answered.
 pub fn document(seed: u64, budget: usize, needle: bool, mut count: impl FnMut(&str) -> usize) -> Document {
-    let templates: Templates = serde_json::from_str(TEXT).expect("assets/demo-text.json is part of the program");
-    let slots: HashMap<char, Vec<&str>> =
-        templates.slots.iter().map(|(&slot, words)| (slot, words.split(' ').collect())).collect();
-    let mut random = Random(seed.wrapping_mul(0xA076_1D64_78BD_642F).wrapping_add(1));
-    let name = random.pick(&slots[&'X']).to_owned();
-    let code: String = (0..5).map(|_| char::from(b'0' + random.below(10) as u8)).collect();
+    let words = Words::embedded();
+    let mut random = Random::new(seed);
+    let name = random.pick(words.names()).to_owned();
+    let code = code(&mut random);
     let fill = |template: &str| template.replace('@', &name).replace('%', &code);
-    let hidden = fill(&templates.needle[random.below(templates.needle.len())]);
-    let question = fill(&templates.question);
+    let hidden = fill(random.pick(&words.needle));
+    let question = fill(&words.question);
 
-    let mut used = count(&format!(" {question}")) + if needle { count(&format!(" {hidden}")) } else { 0 };
-    let mut sentences = Vec::new();
-    loop {
-        let template = &templates.filler[random.below(templates.filler.len())];
-        let sentence = filler(template, &slots, &mut random);
-        used += count(&format!(" {sentence}"));
-        if used > budget {
-            break;
-        }
-        sentences.push(sentence);
-    }
+    let used = count(&format!(" {question}")) + if needle { count(&format!(" {hidden}")) } else { 0 };
+    let mut sentences = words.sentences(&mut random, budget.saturating_sub(used), count);
     let at = random.below(sentences.len() + 1);
     let depth = at as f64 / sentences.len().max(1) as f64;
     if needle {
         sentences.insert(at, hidden);
     }
     sentences.push(question);
-    Document { prompt: sentences.join(" "), expected: fill(&templates.answer), code, depth }
-}
-
-/// A template with its slots filled: capital letters that stand alone, and `#`.
-fn filler(template: &str, slots: &HashMap<char, Vec<&str>>, random: &mut Random) -> String {
-    let words = template.split(' ').map(|word| {
-        let (body, mark) = match word.strip_suffix(['.', ',']) {
-            Some(body) => (body, &word[body.len()..]),
-            None => (word, ""),
-        };
-        let mut letters = body.chars();
-        let filled = match (letters.next(), letters.next()) {
-            (Some('#'), None) => (2 + random.below(98)).to_string(),
-            (Some(slot), None) if slots.contains_key(&slot) => random.pick(&slots[&slot]).to_owned(),
-            _ => body.to_owned(),
-        };
-        filled + mark
-    });
-    words.collect::<Vec<_>>().join(" ")
+    Document { prompt: sentences.join(" "), expected: fill(&words.answer), code, depth }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sha2::{Digest, Sha256};
 
     fn words(text: &str) -> usize {
         text.split(' ').count()
@@ -124,5 +70,19 @@ mod tests {
     fn a_seed_is_a_text() {
         assert_eq!(document(7, 300, true, words), document(7, 300, true, words));
         assert_ne!(document(7, 300, true, words), document(8, 300, true, words));
+    }
+
+    /// Texts of a seed are the same in every version: measured times and goldens are of them.
+    #[test]
+    fn texts_stay_what_they_were() {
+        let hash = |seed, budget, needle| {
+            let d = document(seed, budget, needle, words);
+            let hash = Sha256::digest(format!("{}|{}", d.prompt, d.expected));
+            hash[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        assert_eq!(hash(7, 300, true), "bded67a809ab335e");
+        assert_eq!(hash(5, 2000, true), "b2fad57ecf1b4470");
+        assert_eq!(hash(5, 1000, false), "f79e1d67198b63d5");
+        assert_eq!(hash(u64::MAX, 10, true), "8f4cd6523ae904a5");
     }
 }

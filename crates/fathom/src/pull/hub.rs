@@ -252,7 +252,7 @@ fn distrusted(e: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// An error and what is behind it.
-pub(super) fn chain(e: &dyn std::error::Error) -> String {
+pub(crate) fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut next = e.source();
     while let Some(e) = next {

@@ -20,6 +20,7 @@ mod workers;
 pub use download::{Options, Report, pull};
 pub use error::Error;
 pub use hash::Hash;
+pub(crate) use hub::chain;
 pub use hub::{Hub, Listing, Remote};
 pub use manifest::{Manifest, Pulled};
 pub use wanted::wanted;

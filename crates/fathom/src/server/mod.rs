@@ -50,6 +50,6 @@ pub use rates::KeyLimits;
 pub use request::{ChatRequest, Served};
 pub use responses::parse_responses;
 pub use routes::router;
-pub use serve::{Limits, SAVE, Service, serve};
+pub use serve::{Limits, SAVE, Service, serve, serve_until};
 pub use tls::Tls;
 pub use trace::Traces;

@@ -275,7 +275,7 @@ pub fn serve<G: Generate>(
 
 /// Serves on `listener` until `stop` comes, then finishes what runs as far as there is time. Connections that are open when
 /// nothing has run for [`GRACE`] are left to the runtime, which ends them with itself.
-pub(super) async fn serve_until<G: Generate>(
+pub async fn serve_until<G: Generate>(
     listener: TcpListener,
     service: Arc<Service<G>>,
     stop: impl Future<Output = ()> + Send + 'static,

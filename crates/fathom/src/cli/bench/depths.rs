@@ -1,7 +1,6 @@
-//! `fathom bench`: how fast a model reads and writes, at any depth, beside what the machine could do.
+//! How fast a model reads and writes at given depths, beside what the machine could do.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use fathom_engine::prefill;
@@ -9,42 +8,29 @@ use fathom_kernels::{Cpu, Device, Peaks, Profile, Share, human};
 use fathom_model::{Cost, LogitsWanted, Model, Segment, State};
 use serde_json::json;
 
-use super::Outcome;
-use super::model::{Files, Loaded, Options, load};
+use super::Args;
+use crate::bench;
+use crate::cli::Outcome;
+use crate::cli::model::{Files, Loaded, load};
 use crate::ui::{Progress, commas, forget_peak, out, peak_rss, say};
 
-/// Flags of `fathom bench`.
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// A folder with an official checkpoint [default: the embedded model]
-    model: Option<PathBuf>,
-    /// Lengths of prompts to time, with commas between
-    #[arg(long, value_delimiter = ',', default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    prefill: Vec<u32>,
-    /// Tokens to decode one by one, with commas between
-    #[arg(long, value_delimiter = ',', default_value = "32", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    decode: Vec<u32>,
-    /// Tokens already in the session, with commas between; each depth goes on from the one before
-    #[arg(long, value_delimiter = ',', default_value = "0", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
-    depth: Vec<u32>,
-    /// Runs of each, after one to warm up; medians are reported
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    runs: u32,
-    /// One JSON object a line instead of the table
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    options: Options,
-}
+/// Runs of each test, where nobody says.
+const RUNS: u32 = 5;
 
 /// Random tokens, the same in every run of the program (SplitMix64).
-struct Tokens {
+pub(super) struct Tokens {
     state: u64,
     vocab: u64,
 }
 
 impl Tokens {
-    fn take(&mut self, n: usize) -> Vec<u32> {
+    /// From the beginning.
+    pub fn new(vocab: usize) -> Tokens {
+        Tokens { state: 1, vocab: vocab as u64 }
+    }
+
+    /// The next few.
+    pub fn take(&mut self, n: usize) -> Vec<u32> {
         (0..n).map(|_| self.next()).collect()
     }
 
@@ -85,13 +71,11 @@ struct Run {
 
 /// The median of what `of` says of the runs.
 fn median(runs: &[Run], of: impl Fn(&Run) -> f64) -> f64 {
-    let mut values: Vec<f64> = runs.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
+    bench::median(&runs.iter().map(of).collect::<Vec<_>>()).unwrap_or(f64::NAN)
 }
 
 /// Times a model.
-pub fn bench(args: &Args) -> Outcome {
+pub fn depths(args: &Args) -> Outcome {
     let files = Files::open(args.model.as_deref())?;
     let mut depths: Vec<usize> = args.depth.iter().map(|&depth| depth as usize).collect();
     depths.sort_unstable();
@@ -112,7 +96,7 @@ pub fn bench(args: &Args) -> Outcome {
     model.device().ledger().limit(Share::State, loaded.plan.state + forked);
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     say!("memory: {}", loaded.plan);
-    let tokens = Tokens { state: 1, vocab: model.config().vocab_size as u64 };
+    let tokens = Tokens::new(model.config().vocab_size);
     let mut bench = Bench { args, loaded: &loaded, tokens, runs: Vec::new() };
     model.device().scope(|| bench.all(&depths)).map_err(|e| e as Box<dyn std::error::Error>)
 }
@@ -179,7 +163,7 @@ impl Bench<'_> {
         let cost = self.cost(model, test, base.position(), n);
         let mut runs = Vec::new();
         // The first run warms caches and brings the weights in.
-        for warm in (0..=self.args.runs).map(|run| run > 0) {
+        for warm in (0..=self.args.runs.unwrap_or(RUNS)).map(|run| run > 0) {
             let peaks = if warm { Some(model.device().peaks()?) } else { None };
             // What the probe held is no part of the run.
             forget_peak();

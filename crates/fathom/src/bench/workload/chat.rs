@@ -1,0 +1,20 @@
+//! Short conversations: three turns each, of a few dozen tokens.
+
+use super::{Item, Size, Writer, item, message};
+
+const TURNS: usize = 3;
+
+pub(super) fn items(writer: &mut Writer, size: Size) -> Vec<Item> {
+    let (count, mut items, mut messages) = (size.count(12), Vec::new(), Vec::new());
+    let turn = (size.context / (3 * TURNS)).clamp(8, 40);
+    for i in 0..count {
+        if i % TURNS == 0 {
+            messages = vec![message("system", "You are a storyteller. Answer in a few sentences.")];
+        }
+        let told = writer.text(turn);
+        messages.push(message("user", format!("{told} {}", writer.question())));
+        items.push(item(0, messages.clone(), 64));
+        messages.push(message("assistant", writer.text(turn)));
+    }
+    items
+}

@@ -1,0 +1,321 @@
+//! `fathom needle`: what a model or a server finds in long texts, by length and depth.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Outcome;
+use super::model::Options;
+use super::store::StoreOptions;
+use super::targets::{Asking, Targets};
+use crate::bench::{
+    About, Asked, Cell, Folder, Grid, INTERRUPTED, Item, Limits, Message, Report, Target, ask, axes, end, groups,
+    interrupted, shares, stop_on_ctrl_c, until_interrupted,
+};
+use crate::demo::estimate;
+use crate::needle::{Kept, Kind, found, question};
+use crate::ui::{Progress, commas, out, say};
+
+/// What keys begin with; another number when texts become others.
+const TEXTS: &str = "1";
+/// The most questions of a run.
+const MOST: usize = 100_000;
+/// Tokens that a turn's marks may take.
+const MARKS: usize = 40;
+/// Failures in a row after which a server is left alone.
+const ENOUGH: usize = 3;
+
+/// Flags of `fathom needle`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A folder with an official checkpoint [default: the embedded model, or none beside --url]
+    model: Option<PathBuf>,
+    /// A server that speaks OpenAI's API, with a name for it if you like: http://127.0.0.1:8000 or vllm=http://10.0.0.7:8000/v1;
+    /// may be given again
+    #[arg(long, value_name = "[NAME=]URL")]
+    url: Vec<String>,
+    /// What is hidden and asked, with commas between
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "single,multi,chain,aggregate")]
+    kinds: Vec<Kind>,
+    /// About how many tokens texts have, with commas between
+    #[arg(long, value_delimiter = ',', default_value = "1024,4096,16384", value_parser = clap::value_parser!(u32).range(200..=1 << 21))]
+    lengths: Vec<u32>,
+    /// Where the first needle stands, in percent of the text, with commas between
+    #[arg(long, value_delimiter = ',', default_value = "0,25,50,75,100", value_parser = clap::value_parser!(u32).range(0..=100))]
+    depths: Vec<u32>,
+    /// Texts for each cell
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    seeds: u32,
+    /// The first text's number
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The most tokens of an answer
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    max_tokens: u32,
+    /// A file that answers are added to as they come; what is in it is not asked again [default: needle.jsonl in --report]
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
+    /// Seconds of silence after which a server is given up
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    timeout: u32,
+    /// The model to ask servers for [default: the first that each lists]
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// A file with the API key that the servers at --url want
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// A folder for a page with heat maps, the numbers as JSON, and a table as CSV
+    #[arg(long, value_name = "FOLDER")]
+    report: Option<PathBuf>,
+    /// One JSON object a line, one for each question, instead of the tables
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreOptions,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// A question that is to be asked.
+#[derive(Clone, Copy)]
+struct Wanted {
+    kind: Kind,
+    length: usize,
+    depth: u32,
+    seed: u64,
+}
+
+struct Run<'a> {
+    args: &'a Args,
+    kept: Kept,
+    report: Report,
+    folder: Option<Folder>,
+    limits: Limits,
+}
+
+/// Asks, and shows what was found.
+pub fn needle(args: &Args) -> Outcome {
+    let wanted = wanted(args)?;
+    let folder = args.report.as_deref().map(Folder::open).transpose()?;
+    let results = args.results.clone().or_else(|| Some(folder.as_ref()?.file("needle.jsonl")));
+    let kept = results.as_deref().map(Kept::open).transpose()?.unwrap_or_else(Kept::nowhere);
+    stop_on_ctrl_c();
+    let longest = args.lengths.iter().max().map_or(0, |&n| n as usize);
+    let asking = Asking {
+        model: args.model.as_deref(),
+        urls: &args.url,
+        model_name: args.model_name.as_deref(),
+        key: args.key.as_deref(),
+        timeout: Duration::from_secs(args.timeout.into()),
+        options: &args.options,
+        store: &args.store,
+        context: longest + longest / 8 + args.max_tokens as usize + 512,
+    };
+    let targets = Targets::connect(&asking)?;
+    let report = Report {
+        title: format!("What {} found in long texts", targets.names().join(" and ")),
+        about: About::this_run(),
+        partial: Some("it is still running".to_owned()),
+        method: method(args),
+        servers: None,
+        frontiers: None,
+        needle: Some(Grid::default()),
+    };
+    let mut run = Run { args, kept, report, folder, limits: Limits { timeout: asking.timeout } };
+    let mut asked = Ok(());
+    for client in &targets.clients {
+        asked = run.target(&targets, &client.target, &wanted);
+        if asked.is_err() {
+            break;
+        }
+    }
+    targets.end();
+    run.end(asked, args.model.is_none() && args.url.is_empty())
+}
+
+/// Every cell, short texts first.
+fn wanted(args: &Args) -> Result<Vec<Wanted>, String> {
+    let sorted = |numbers: &[u32]| {
+        let mut numbers = numbers.to_vec();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    };
+    let (lengths, depths) = (sorted(&args.lengths), sorted(&args.depths));
+    let count = lengths.len() * depths.len() * args.kinds.len() * args.seeds as usize;
+    if count > MOST {
+        return Err(format!("{count} questions are more than {MOST}; take fewer lengths, depths or seeds"));
+    }
+    let mut wanted = Vec::with_capacity(count);
+    for &length in &lengths {
+        for &kind in &args.kinds {
+            for &depth in &depths {
+                let seeds = (0..u64::from(args.seeds)).map(|i| args.seed.wrapping_add(i));
+                wanted.extend(seeds.map(|seed| Wanted { kind, length: length as usize, depth, seed }));
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+fn method(args: &Args) -> Vec<String> {
+    vec![
+        format!(
+            "Texts are made-up sentences with needles in them; {} for each cell, the same for every server. The question stands \
+             behind the text. Answers are taken at temperature 0, of up to {} tokens.",
+            args.seeds, args.max_tokens
+        ),
+        "An answer is right if every number that was asked for stands in it, digit for digit and as a number of its own; in which \
+         words does not matter."
+            .to_owned(),
+        "Lengths are in tokens of each server's own tokenizer, which is found by a first short text; what it counts is in \
+         needle.csv."
+            .to_owned(),
+    ]
+}
+
+impl Run<'_> {
+    /// Asks one server what it has not been asked.
+    fn target(&mut self, targets: &Targets, target: &Target, wanted: &[Wanted]) -> Outcome {
+        let mut ratio = None;
+        let (mut failures, mut new, mut too_long) = (0, 0, 0);
+        let mut progress = Progress::of("asking", "questions", wanted.len(), self.args.json);
+        for (i, &w) in wanted.iter().enumerate() {
+            let settings = format!("{}|{}|{}|{}", w.kind.word(), w.length, w.depth, w.seed);
+            let key = format!("{TEXTS}|{}|{}|{settings}|{}", target.name, target.model, self.args.max_tokens);
+            if let Some(cell) = self.kept.get(&key).cloned() {
+                self.show(cell)?;
+                continue;
+            }
+            if target.context.is_some_and(|most| w.length + self.args.max_tokens as usize > most as usize) {
+                too_long += 1;
+                continue;
+            }
+            if interrupted() {
+                return Err(INTERRUPTED.into());
+            }
+            let ratio = match ratio {
+                Some(ratio) => ratio,
+                None => *ratio.insert(self.ratio(targets, target)?),
+            };
+            let tokens = w.length.saturating_sub(MARKS) as f64 / ratio;
+            let q = question(w.kind, tokens as usize, f64::from(w.depth) / 100.0, w.seed);
+            let asked = self.ask(targets, target, q.prompt, self.args.max_tokens as usize)?;
+            if let Some(problem) = &asked.error {
+                failures += 1;
+                say!("{}: {settings}: {problem}", target.name);
+                if failures == ENOUGH || asked.hangs {
+                    return Err(format!("{}: was given up: {problem}", target.name).into());
+                }
+                continue;
+            }
+            failures = 0;
+            let found = found(&asked.answer, &q.expected);
+            let cell = Cell {
+                key,
+                target: target.name.clone(),
+                model: target.model.clone(),
+                kind: w.kind.word().to_owned(),
+                length: w.length,
+                depth: w.depth,
+                seed: w.seed,
+                prompt_tokens: asked.counted.prompt,
+                right: found == q.expected.len(),
+                found,
+                expected: q.expected,
+                answer: asked.answer.trim().to_owned(),
+                first: asked.pieces.first().copied(),
+                seconds: asked.seconds,
+            };
+            self.kept.add(&cell)?;
+            self.show(cell)?;
+            progress.update(i + 1, &target.name);
+            new += 1;
+            if let Some(folder) = self.folder.as_ref().filter(|_| new % 20 == 0) {
+                folder.write(&self.report)?;
+            }
+        }
+        progress.finish();
+        if too_long > 0 {
+            let most = commas(target.context.unwrap_or(0) as usize);
+            say!("{}: {} questions were not asked: it holds {most} tokens", target.name, commas(too_long));
+        }
+        match failures {
+            0 => Ok(()),
+            _ => Err(format!("{}: the last questions failed", target.name).into()),
+        }
+    }
+
+    /// Tokens that the server makes of what is guessed to be one.
+    fn ratio(&self, targets: &Targets, target: &Target) -> Result<f64, String> {
+        let text = question(Kind::Single, 400, 0.5, self.args.seed).prompt;
+        let guessed = estimate(&text) as f64;
+        let asked = self.ask(targets, target, text, 1)?;
+        match (asked.counted.prompt, asked.error) {
+            (_, Some(problem)) => Err(format!("{}: {problem}", target.name)),
+            (Some(counted), None) => Ok((counted as f64 / guessed).clamp(0.5, 4.0)),
+            (None, None) => Ok(1.0),
+        }
+    }
+
+    fn ask(&self, targets: &Targets, target: &Target, prompt: String, max_tokens: usize) -> Result<Asked, String> {
+        let messages = vec![Message { role: "user".to_owned(), content: Arc::from(prompt) }];
+        let item = Item { lane: 0, at: Duration::ZERO, messages, max_tokens };
+        targets.runtime.block_on(async {
+            tokio::select! {
+                asked = ask(target, &item, self.limits) => Ok(asked),
+                () = until_interrupted() => Err(INTERRUPTED.to_owned()),
+            }
+        })
+    }
+
+    fn show(&mut self, cell: Cell) -> Outcome {
+        if self.args.json {
+            writeln!(out(), "{}", serde_json::to_string(&cell)?)?;
+        }
+        self.report.needle.get_or_insert_default().cells.push(cell);
+        Ok(())
+    }
+
+    /// The tables, the report, and the last words.
+    fn end(mut self, asked: Outcome, embedded: bool) -> Outcome {
+        let grid = self.report.needle.clone().unwrap_or_default();
+        if !self.args.json {
+            tables(&grid)?;
+        }
+        let others = grid.cells.iter().any(|cell| cell.kind != Kind::Single.word());
+        if embedded && others {
+            let words = "The embedded model was taught one kind of question, single; the others show what not having been taught \
+                         them looks like.";
+            say!("{words}");
+            self.report.method.push(words.to_owned());
+        }
+        end(self.folder.as_ref(), self.report, asked)
+    }
+}
+
+/// A table for each target and kind: depths over lengths.
+fn tables(grid: &Grid) -> Outcome {
+    let mut out = out();
+    for (target, kind) in groups(grid) {
+        let cells: Vec<&Cell> = grid.cells.iter().filter(|c| (&c.target, &c.kind) == (&target, &kind)).collect();
+        let (lengths, depths) = axes(&cells);
+        let right = cells.iter().filter(|cell| cell.right).count();
+        writeln!(out, "\n{target}, {kind}: {right} of {} right", cells.len())?;
+        write!(out, "{:>10}", "depth")?;
+        for length in &lengths {
+            write!(out, " {:>9}", commas(*length))?;
+        }
+        writeln!(out, "  tokens")?;
+        for (depth, row) in depths.iter().zip(shares(&cells, &lengths, &depths)) {
+            write!(out, "{depth:>8} %")?;
+            for share in row {
+                let text = share.map_or_else(|| "–".to_owned(), |share| format!("{:.0} %", share * 100.0));
+                write!(out, " {text:>9}")?;
+            }
+            writeln!(out)?;
+        }
+    }
+    Ok(())
+}
