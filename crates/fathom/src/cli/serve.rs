@@ -12,7 +12,7 @@ use super::Outcome;
 use super::model::{Files, Options, load_for};
 use super::store::StoreOptions;
 use crate::server::{KeyLimits, Keys, Limits, Log, Service, serve as listen};
-use crate::ui::say;
+use crate::ui::{peak_rss, say};
 use fathom_engine::{EngineOptions, Sessions};
 use fathom_weights::experts::ExpertCache;
 
@@ -86,12 +86,15 @@ pub fn serve(args: &Args) -> Outcome {
     }
     let files = Files::open(args.model.as_deref())?;
     let parallel = usize::from(args.parallel);
-    let loaded = load_for(&files, &args.options, args.context.map(usize::from), parallel)?;
+    let loaded = load_for(&files, &args.options, args.context.map(usize::from), parallel, true)?;
     let eos = files.checkpoint.config().eos_token_id;
     let mut names = args.served_model_name.iter().cloned();
     let name = names.next().unwrap_or_else(|| files.name.clone());
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     say!("memory: {}", loaded.plan);
+    if let Some(forecast) = &loaded.forecast {
+        say!("{}", forecast.of_server(loaded.context));
+    }
     let keep = args.store.keep_if_named(&files, &loaded.model)?;
     let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));
     let prompter = files.prompter()?;
@@ -117,6 +120,9 @@ pub fn serve(args: &Args) -> Outcome {
         say!("{name} at http://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;
     engine.drain();
+    if let Some(forecast) = &loaded.forecast {
+        say!("{}", forecast.of_counts(&engine.counts(), peak_rss()));
+    }
     if let Some(line) = loaded.experts_line() {
         say!("{line}");
     }
