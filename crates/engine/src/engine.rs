@@ -61,6 +61,10 @@ pub struct Counts {
     pub reused_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// The time that reading prompts took, and that answers took, added up over requests.
+    pub prefill: Duration,
+    /// See `prefill`.
+    pub decode: Duration,
     /// Requests whose prompt was not all there that might have been, by [`Why::word`](crate::Why::word).
     pub missed: BTreeMap<&'static str, u64>,
 }
@@ -184,6 +188,8 @@ impl Shared {
         counts.prompt_tokens += usage.prompt_tokens as u64;
         counts.reused_tokens += usage.reused_tokens as u64;
         counts.generated_tokens += usage.generated_tokens as u64;
+        counts.prefill += usage.prefill;
+        counts.decode += usage.decode;
         if let Some(missed) = &usage.missed {
             *counts.missed.entry(missed.why.word()).or_default() += 1;
         }

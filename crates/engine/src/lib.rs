@@ -27,4 +27,4 @@ pub use prefill::prefill;
 pub use request::{Event, Finish, Logprob, Missed, Owner, Request, Seam, Usage, Why};
 pub use sampler::{Sampler, Sampling};
 pub use sessions::{Session, Sessions};
-pub use snapshot::{Resume, Resumed, SnapshotError, resume, save, subject};
+pub use snapshot::{Resume, Resumed, SnapshotBytes, SnapshotError, resume, save, subject};

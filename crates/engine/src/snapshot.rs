@@ -4,7 +4,7 @@
 //! follow its last token a session goes on at once, without reading that token again.
 
 use fathom_kernels::Device;
-use fathom_model::{Model, State};
+use fathom_model::{Config, Model, PAGE, State, page_bytes, tail_bytes};
 use fathom_store::{ImportLimits, Miss, Namespace, NewSnapshot, Saved, Subject};
 
 /// Errors of saving and resuming.
@@ -124,4 +124,28 @@ fn load<D: Device>(
         None => Err(foreign()),
     })?;
     Ok(Resumed { state, logits })
+}
+
+/// What a snapshot takes of a store without compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotBytes {
+    /// Full pages and blocks of tokens, which are written once and shared by all snapshots that begin with them.
+    pub shared: u64,
+    /// What every snapshot has of its own: logits, tail and manifest.
+    pub own: u64,
+}
+
+impl SnapshotBytes {
+    /// Of a session of so many tokens, by the model's configuration.
+    pub fn of(config: &Config, profile: &str, tokens: usize) -> SnapshotBytes {
+        let tail = 4 + 4 * config.vocab_size as u64 + tail_bytes(config, tokens);
+        let subject = Subject { model: [0; 32], profile: profile.to_owned(), page: PAGE };
+        let files = subject.file_bytes(tokens, page_bytes(config), tail, config.vocab_size);
+        SnapshotBytes { shared: files.0, own: files.1 }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.shared + self.own
+    }
 }

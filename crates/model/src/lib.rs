@@ -17,8 +17,9 @@ mod rope;
 mod state;
 mod stream;
 
-pub use cost::Cost;
+pub use cost::{Cost, Formats, Kernel, Piece, Stretch, pieces, touched};
 pub use error::Error;
+pub use fathom_weights::Config;
 pub use model::{LogitsWanted, Model, Segment};
-pub use plan::{scratch_bytes, state_bytes};
+pub use plan::{PAGE, page_bytes, scratch_bytes, state_bytes, tail_bytes};
 pub use state::State;

@@ -12,6 +12,19 @@ pub fn state_bytes(config: &Config, positions: usize) -> u64 {
     Layout::new(config).bytes(positions)
 }
 
+/// Positions of a page.
+pub const PAGE: usize = crate::state::PAGE;
+
+/// Bytes of a full page: all layers' compressed rows of [`PAGE`] positions.
+pub fn page_bytes(config: &Config) -> u64 {
+    Layout::new(config).page as u64
+}
+
+/// Bytes of what a session of `positions` tokens has beside its full pages, as [`Model::tail`](crate::Model::tail) gives them.
+pub fn tail_bytes(config: &Config, positions: usize) -> u64 {
+    Layout::new(config).tail(positions).iter().map(|part| part.bytes.len() as u64).sum()
+}
+
 /// Bytes of device scratch that a pass over `rows` tokens takes at most, where logits are wanted after `wanted` of them, with
 /// experts in memory or streamed.
 pub fn scratch_bytes<D: Device>(device: &D, config: &Config, streamed: bool, rows: usize, wanted: usize) -> u64 {

@@ -32,6 +32,21 @@ impl Subject {
         Err(Error::Request { problem })
     }
 
+    /// Bytes of files that a snapshot of so many tokens takes, neither compressed nor encrypted, nor named: those that it shares
+    /// with all that begin with the same tokens, and its own. Tokens are below `vocab`.
+    pub fn file_bytes(&self, tokens: usize, page_bytes: u64, tail: u64, vocab: usize) -> (u64, u64) {
+        let header = crate::sealed::HEADER as u64;
+        // As it is encoded, the last token is the longest.
+        let token = crate::tokens::encode(&[vocab.saturating_sub(1) as u32]).len() as u64;
+        let block = crate::tokens::block_len(self.page);
+        let (pages, blocks) = ((tokens / self.page) as u64, (tokens / block) as u64);
+        let shared = pages * (header + page_bytes) + blocks * (header + block as u64 * token);
+        let open = (tokens % block) as u64 * token;
+        let fixed = 38 + self.profile.len() as u64 + crate::manifest::FIXED;
+        let manifest = header + fixed + 72 * pages + 40 * (blocks + 1) + open;
+        (shared, header + tail + manifest)
+    }
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend(self.model);
         out.extend((self.page as u32).to_le_bytes());

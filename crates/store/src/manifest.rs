@@ -7,6 +7,8 @@ use crate::tokens;
 
 /// The most bytes of a manifest. One of sixteen million positions has less.
 pub(crate) const MAX: u64 = 64 << 20;
+/// Bytes of an encoded manifest beside its subject, name, pages, blocks, tail and tokens.
+pub(crate) const FIXED: u64 = 8 + 8 + 8 + 1 + 1 + 2 + 1 + 16 + 16 + 32;
 /// The longest name of a session, in bytes.
 pub(crate) const MAX_NAME: usize = 1024;
 

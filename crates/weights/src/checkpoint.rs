@@ -273,6 +273,12 @@ impl Checkpoint {
         self.tensors.values().map(|e| (e.range.1 - e.range.0) as u64).sum()
     }
 
+    /// Bytes of the drafts' tensors.
+    pub fn draft_bytes(&self) -> u64 {
+        let drafts = self.tensors.iter().filter(|(name, _)| name.starts_with("mtp."));
+        drafts.map(|(_, e)| (e.range.1 - e.range.0) as u64).sum()
+    }
+
     /// The names of all tensors, in no order.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(AsRef::as_ref)
@@ -345,10 +351,8 @@ impl Checkpoint {
     /// and drafts. Vectors count as f32, which they are held as.
     pub fn dense_bytes(&self) -> u64 {
         let held = |name: &str, entry: &Entry| {
-            let dense = !name.starts_with("mtp.") && !name.contains(".ffn.experts.");
-            let wide = entry.dtype == Dtype::BF16 && entry.shape.len() == 1;
-            let bytes = (entry.range.1 - entry.range.0) as u64;
-            if !dense { 0 } else { bytes * if wide { 2 } else { 1 } }
+            let bf16_vector = entry.dtype == Dtype::BF16 && entry.shape.len() == 1;
+            crate::sizes::dense(name, (entry.range.1 - entry.range.0) as u64, bf16_vector)
         };
         self.tensors.iter().map(|(name, entry)| held(name, entry)).sum()
     }

@@ -14,6 +14,7 @@ mod mapping;
 mod names;
 mod pack;
 mod shard;
+mod sizes;
 pub mod synth;
 
 pub use checkpoint::{Checkpoint, Release};
@@ -21,3 +22,4 @@ pub use config::{Config, Yarn};
 pub use error::Error;
 pub use pack::Packed;
 pub use shard::check_header;
+pub use sizes::Sizes;

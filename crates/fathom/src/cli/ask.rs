@@ -12,7 +12,8 @@ use serde_json::json;
 
 use super::model::Loaded;
 use crate::chat::{Decoder, Output, Piece, Tokenizer, explain};
-use crate::ui::{Progress, commas, duration, say};
+use crate::plan::Forecast;
+use crate::ui::{Progress, commas, duration, peak_rss, say};
 
 /// How the tokens of an answer become text.
 pub enum Reading {
@@ -51,6 +52,18 @@ impl Answer {
             duration(decode.as_secs_f64()),
             speed(generated_tokens, decode),
         )
+    }
+
+    /// One line: what was expected, and what came of it.
+    pub fn against(&self, forecast: &Forecast) -> String {
+        let Usage { prompt_tokens, reused_tokens, generated_tokens, prefill, decode, .. } = self.usage;
+        let read = (prompt_tokens - reused_tokens) as f64;
+        let mut pairs = Vec::new();
+        if let Some(expected) = forecast.expect(reused_tokens, prompt_tokens) {
+            pairs.push(("prompt", read / expected.prompt_seconds, read / prefill.as_secs_f64()));
+            pairs.push(("answer", expected.decode, generated_tokens as f64 / decode.as_secs_f64()));
+        }
+        forecast.against(&pairs, peak_rss())
     }
 
     /// Says why the prompt's beginning was read again, where a person would wonder.

@@ -7,10 +7,11 @@ mod config;
 mod demo;
 mod doctor;
 mod experts;
-mod model;
+pub(crate) mod model;
 mod needle;
 mod own;
 mod pack;
+mod plan;
 mod pull;
 mod run;
 mod score;
@@ -52,6 +53,8 @@ enum Command {
     Score(score::Args),
     /// Saved sessions: list, show, pin, export, import, remove
     Snapshot(snapshot::Args),
+    /// What fits, how fast, and what a session costs, before a model is loaded or bought for
+    Plan(plan::Args),
     /// How fast decode would be with experts on given drives
     Simulate(simulate::Args),
     /// A copy of a checkpoint in which every expert is one read
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Score(args) => score::score(&args),
         Command::Snapshot(args) => snapshot::snapshot(&args),
         Command::Pack(args) => pack::pack(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Needle(args) => needle::needle(&args),

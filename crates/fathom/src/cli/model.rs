@@ -9,11 +9,12 @@ use fathom_engine::{Engine, EngineOptions, Keep};
 use fathom_kernels::{Cpu, CpuOptions, Device, Profile, Share};
 use fathom_model::Model;
 use fathom_weights::experts::{ExpertCache, ReaderKind, Stats, StreamOptions};
-use fathom_weights::{Checkpoint, Release};
+use fathom_weights::{Checkpoint, Release, Sizes};
 
 use super::store::{bytes, cache_folder};
 use crate::chat::{Dialect, Loading, Prompter, Tokenizer};
-use crate::plan::{Plan, Wanted, plan};
+use crate::doctor::shard_files;
+use crate::plan::{Forecast, PROBE, Plan, Wanted, measure, measure_drive, plan, remember, remembered};
 use crate::ui::say;
 
 /// The name of the embedded model.
@@ -74,7 +75,10 @@ pub struct Files {
     /// The tensors.
     pub checkpoint: Checkpoint,
     tokenizer: Result<Loading, crate::Error>,
-    text: u64,
+    /// Bytes of its file.
+    pub text: u64,
+    /// Where they are, if they are not part of the program.
+    pub folder: Option<PathBuf>,
 }
 
 impl Files {
@@ -84,7 +88,13 @@ impl Files {
             let shard = ("model-00001.safetensors".to_owned(), Bytes::from_static(WEIGHTS));
             let checkpoint = Checkpoint::from_memory(CONFIG, vec![shard])?;
             let tokenizer = Tokenizer::bytes_in_background("tokenizer.json (embedded)", TOKENIZER);
-            return Ok(Files { name: EMBEDDED.into(), checkpoint, tokenizer, text: TOKENIZER.len() as u64 });
+            return Ok(Files {
+                name: EMBEDDED.into(),
+                checkpoint,
+                tokenizer,
+                text: TOKENIZER.len() as u64,
+                folder: None,
+            });
         };
         if !folder.is_dir() {
             return Err(format!("{}: no such folder; MODEL is the folder of a checkpoint", folder.display()).into());
@@ -93,7 +103,7 @@ impl Files {
         let checkpoint = Checkpoint::open(folder)?;
         let name = folder_name(folder);
         let text = std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |m| m.len());
-        Ok(Files { name, checkpoint, tokenizer, text })
+        Ok(Files { name, checkpoint, tokenizer, text, folder: Some(folder.to_owned()) })
     }
 
     /// Waits for the tokenizer and checks that it is this model's.
@@ -129,21 +139,24 @@ pub struct Loaded {
     pub started: Stats,
     /// Requests that run at once.
     pub parallel: usize,
+    /// How fast it is expected to be, where somebody asked.
+    pub forecast: Option<Forecast>,
 }
 
 /// Puts the model on the CPU and limits the ledger to what is planned for one request at a time.
 pub fn load(files: &Files, options: &Options, context: Option<usize>) -> Result<Loaded, Box<dyn std::error::Error>> {
-    load_for(files, options, context, 1, 0)
+    load_for(files, options, context, 1, 0, false)
 }
 
 /// The same for `parallel` requests at once: one of the whole context beside others of 8,192 tokens. `beside` is what else the
-/// program holds, in bytes.
+/// program holds, in bytes. With `predict` there is a forecast, for which a machine that was not measured lately is measured now.
 pub fn load_for(
     files: &Files,
     options: &Options,
     context: Option<usize>,
     parallel: usize,
     beside: u64,
+    predict: bool,
 ) -> Result<Loaded, Box<dyn std::error::Error>> {
     let cpu = Cpu::new(CpuOptions {
         threads: options.threads.map(usize::from),
@@ -167,7 +180,9 @@ pub fn load_for(
         beside,
         budget: options.memory,
     };
-    let plan = plan(&cpu, &files.checkpoint, wanted)?;
+    let sizes = Sizes::of(&files.checkpoint)?;
+    let plan = plan(&cpu, files.checkpoint.config(), &sizes, wanted)?;
+    let forecast = predict.then(|| forecast(&cpu, files, options, plan, sizes)).flatten();
     let ledger = cpu.ledger();
     ledger.limit(Share::State, plan.state);
     ledger.limit(Share::Scratch, plan.scratch);
@@ -180,7 +195,25 @@ pub fn load_for(
         }
     };
     let started = model.streaming().map(ExpertCache::stats).unwrap_or_default();
-    Ok(Loaded { model: Arc::new(model), plan, context, chunk: plan.chunk, parallel, started })
+    Ok(Loaded { model: Arc::new(model), plan, context, chunk: plan.chunk, parallel, started, forecast })
+}
+
+/// What is expected of a plan on this machine, which is measured within the memory that is planned, before the weights come.
+fn forecast(cpu: &Cpu, files: &Files, options: &Options, plan: Plan, sizes: Sizes) -> Option<Forecast> {
+    let cache = cache_folder();
+    let probe = PROBE.min(plan.total() / 2);
+    let known = cache.as_deref().and_then(|folder| remembered(folder, cpu, probe));
+    let mut machine = match known.clone() {
+        Some(machine) => machine,
+        None => measure(cpu, probe).ok()?,
+    };
+    if let (Some(folder), None, true) = (&files.folder, machine.drive, plan.experts.is_some()) {
+        machine.drive = shard_files(folder).and_then(|files| measure_drive(folder, &files)).ok();
+    }
+    if let Some(folder) = cache.filter(|_| known.as_ref() != Some(&machine)) {
+        remember(&folder, &machine, probe);
+    }
+    Some(Forecast::new(machine, files.checkpoint.config(), sizes, plan, options.profile == Profile::Native))
 }
 
 /// The model with its experts in their files, and those in memory that earlier runs used most.

@@ -27,7 +27,7 @@ pub struct Own {
     pub about: String,
     engine: Engine,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<Result<(), crate::Error>>,
+    task: JoinHandle<()>,
 }
 
 impl Own {
@@ -44,12 +44,12 @@ impl Own {
     ) -> Result<Own, Box<dyn std::error::Error>> {
         let config = files.checkpoint.config();
         let (limit, eos) = (config.max_position_embeddings, config.eos_token_id);
-        let loaded = load_for(&files, options, Some(context.min(limit)), PARALLEL)?;
+        let limits = Limits::default();
+        let loaded = load_for(&files, options, Some(context.min(limit)), PARALLEL, limits.bodies.memory(), false)?;
         let about = format!("{}; {}", loaded.describe(&files.name, files.checkpoint.release()), loaded.plan);
         let keep = store.keep_if_named(&files, &loaded.model)?;
         let name = files.name.clone();
         let prompter = files.prompter()?;
-        let limits = Limits::default();
         let engine = loaded.engine(EngineOptions { queue: 128 * limits.requests, ..EngineOptions::default() }, keep);
         let service = Arc::new(Service::new(engine.clone(), prompter, &name, eos, false, limits));
         let (stop, stopped) = oneshot::channel::<()>();

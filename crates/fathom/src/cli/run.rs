@@ -16,7 +16,7 @@ use rustix::fs::FileType;
 
 use super::Outcome;
 use super::ask::{Reading, Shown, ask};
-use super::model::{EMBEDDED, Files, Options, load};
+use super::model::{EMBEDDED, Files, Options, load_for};
 use super::store::StoreOptions;
 use crate::chat::{Effort, Message, Role, TextSeam};
 use crate::ui::{out, say};
@@ -141,7 +141,7 @@ pub fn run(args: &Args) -> Outcome {
     if prompt.trim().is_empty() {
         return Err("there is no prompt; give one as an argument, with --file or on standard input".into());
     }
-    let loaded = load(&files, &args.options, args.context.map(usize::from))?;
+    let loaded = load_for(&files, &args.options, args.context.map(usize::from), 1, 0, true)?;
     let (vocab, eos) = (files.checkpoint.config().vocab_size, files.checkpoint.config().eos_token_id);
     let sampling = args.sampling.sampling();
     sampling.check(vocab)?;
@@ -180,6 +180,9 @@ pub fn run(args: &Args) -> Outcome {
     if loaded.plan.experts.is_some() {
         say!("memory: {}", loaded.plan);
     }
+    if let Some(forecast) = &loaded.forecast {
+        say!("{}", forecast.of_prompt(0, tokens.len()));
+    }
     let request = Request {
         branch: prompter.branch(&tokens),
         prompt: tokens,
@@ -208,6 +211,9 @@ pub fn run(args: &Args) -> Outcome {
         writeln!(out)?;
     }
     say!("{}", answer.numbers());
+    if let Some(forecast) = &loaded.forecast {
+        say!("{}", answer.against(forecast));
+    }
     if let Some(line) = loaded.experts_line() {
         say!("{line}");
     }

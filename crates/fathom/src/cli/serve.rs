@@ -15,7 +15,7 @@ use super::store::StoreOptions;
 use crate::server::{
     BodyLimits, KeyLimits, Keys, Limits, Log, Origins, Service, Tls, Traces, document, serve as listen,
 };
-use crate::ui::{out, say};
+use crate::ui::{out, peak_rss, say};
 use fathom_engine::{EngineOptions, Sessions};
 use fathom_weights::experts::ExpertCache;
 
@@ -124,12 +124,16 @@ pub fn serve(args: &Args) -> Outcome {
     let parallel = usize::from(args.parallel);
     let most = files.checkpoint.config().max_position_embeddings;
     let bodies = BodyLimits::of_context(args.context.map_or(most, |context| most.min(context.into())));
-    let loaded = load_for(&files, &args.options, args.context.map(usize::from), parallel, bodies.memory())?;
+    let context = args.context.map(usize::from);
+    let loaded = load_for(&files, &args.options, context, parallel, bodies.memory(), true)?;
     let eos = files.checkpoint.config().eos_token_id;
     let mut names = args.served_model_name.iter().cloned();
     let name = names.next().unwrap_or_else(|| files.name.clone());
     say!("{}", loaded.describe(&files.name, files.checkpoint.release()));
     say!("memory: {}", loaded.plan);
+    if let Some(forecast) = &loaded.forecast {
+        say!("{}", forecast.of_server(loaded.context));
+    }
     let keep = args.store.keep_if_named(&files, &loaded.model)?;
     let stored = keep.as_ref().map(|keep| (keep.store.clone(), keep.subject.clone()));
     let prompter = files.prompter()?;
@@ -164,6 +168,9 @@ pub fn serve(args: &Args) -> Outcome {
         say!("{name} at {scheme}://{address}/v1 (Ctrl-C finishes what runs and stops)");
     })?;
     engine.drain();
+    if let Some(forecast) = &loaded.forecast {
+        say!("{}", forecast.of_counts(&engine.counts(), peak_rss()));
+    }
     if let Some(line) = loaded.experts_line() {
         say!("{line}");
     }

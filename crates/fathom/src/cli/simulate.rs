@@ -4,10 +4,12 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use fathom_kernels::human;
+use fathom_model::{Formats, Kernel, Stretch, pieces};
 use serde_json::json;
 
 use super::Outcome;
 use super::store::bytes;
+use crate::plan::Subject;
 use crate::simulate::{About, Keep, Machine, Synthetic, Trace, replay};
 use crate::ui::out;
 
@@ -72,15 +74,15 @@ fn number(text: &str, what: &str, fits: impl Fn(f64) -> bool) -> Result<f64, Str
     text.parse().ok().filter(|n: &f64| n.is_finite() && fits(*n)).ok_or_else(|| format!("it must be {what}"))
 }
 
-fn part(text: &str) -> Result<f64, String> {
+pub(super) fn part(text: &str) -> Result<f64, String> {
     number(text, "a number from 0 to 1", |n| (0.0..=1.0).contains(&n))
 }
 
-fn at_least_0(text: &str) -> Result<f64, String> {
+pub(super) fn at_least_0(text: &str) -> Result<f64, String> {
     number(text, "a number that is not less than 0", |n| n >= 0.0)
 }
 
-fn more_than_0(text: &str) -> Result<f64, String> {
+pub(super) fn more_than_0(text: &str) -> Result<f64, String> {
     number(text, "a number that is more than 0", |n| n > 0.0)
 }
 
@@ -98,43 +100,37 @@ enum Shape {
 }
 
 impl Shape {
-    fn about(self) -> About {
-        let (layers, experts, expert_bytes) = match self {
-            Shape::V4Flash => (43, 256, 13_369_344),
-            Shape::V4Pro => (61, 384, 35_094_528),
-        };
-        let (slots, hash_layers, half_life) = (6, 3, 1024.0);
-        About { layers, experts, slots, hash_layers, expert_bytes, room: 0, half_life, counts: Vec::new() }
+    fn subject(self) -> Result<Subject, Box<dyn std::error::Error>> {
+        Subject::open(Some(match self {
+            Shape::V4Flash => "v4-flash",
+            Shape::V4Pro => "v4-pro",
+        }))
     }
+}
 
-    /// Bytes of weights that a token reads beside routed experts: its active parameters less those, nearly all FP8.
-    fn dense(self) -> f64 {
-        match self {
-            Shape::V4Flash => 7.0e9,
-            Shape::V4Pro => 27.0e9,
-        }
-    }
+/// Bytes of weights that a token reads beside routed experts.
+fn dense(subject: &Subject) -> f64 {
+    let Subject { config, sizes, .. } = subject;
+    let formats =
+        Formats { matrices: sizes.matrices, shared: sizes.shared, experts: &sizes.experts, fp4_in_int8: true };
+    let mut bytes = 0.0;
+    pieces(config, formats, &[Stretch { start: 0, tokens: 1 }], 1, |_, piece| {
+        bytes += if let Kernel::Matrix(_) = piece.kernel { piece.cost.bytes } else { 0.0 };
+    });
+    bytes
 }
 
 impl Args {
     /// `token` seconds of computing, shared out over layers.
     fn machine(&self, about: &About, token: f64, experts_part: f64, bandwidth: f64) -> Machine {
-        let layer = token / about.layers as f64;
-        let rest = layer * (1.0 - experts_part);
-        Machine {
-            before: rest * 0.9,
-            beside: rest * 0.1,
-            expert: layer * experts_part / about.slots as f64,
-            bandwidth,
-            latency: self.latency_us / 1e6,
-            cost: self.read_cost_ms / 1e12,
-        }
+        let machine = Machine::shared_out(about, token, experts_part);
+        Machine { bandwidth, latency: self.latency_us / 1e6, cost: self.read_cost_ms / 1e12, ..machine }
     }
 
     /// The same for a model whose weights are read at the speed of memory.
-    fn of_shape(&self, about: &About, memory_gbps: f64, bandwidth: f64) -> Machine {
+    fn of_shape(&self, about: &About, dense: f64, memory_gbps: f64, bandwidth: f64) -> Machine {
         let experts = (about.layers * about.slots) as f64 * about.expert_bytes as f64;
-        let all = self.model.dense() + experts;
+        let all = dense + experts;
         self.machine(about, all / (memory_gbps * 1e9), experts / all, bandwidth)
     }
 }
@@ -152,7 +148,9 @@ pub fn simulate(args: &Args) -> Outcome {
         let room = args.experts.map_or(about.room, |bytes| (bytes / about.expert_bytes.max(1)) as usize);
         return report(args, &trace, room, &machine, skipped(args, &trace, prompt)?);
     }
-    let about = args.model.about();
+    let subject = args.model.subject()?;
+    let each = subject.sizes.expert_bytes / subject.sizes.count as u64;
+    let (about, dense) = (About::of(&subject.config, each, 1024.0), dense(&subject));
     let drawn = Synthetic { tokens: args.tokens, skew: args.skew, locality: args.locality, guess: args.guess, seed: 1 };
     let trace = drawn.trace(about);
     let about = &trace.about;
@@ -161,11 +159,11 @@ pub fn simulate(args: &Args) -> Outcome {
         Some(bytes) => {
             let machine = match args.token_ms {
                 Some(ms) => args.machine(about, ms / 1e3, args.experts_part, bandwidth),
-                None => args.of_shape(about, args.memory_gbps, bandwidth),
+                None => args.of_shape(about, dense, args.memory_gbps, bandwidth),
             };
             report(args, &trace, (bytes / about.expert_bytes) as usize, &machine, skip)
         }
-        None => table(args, &trace, skip),
+        None => table(args, &subject, dense, &trace, skip),
     }
 }
 
@@ -220,7 +218,7 @@ const DRIVES: [(usize, &str, f64); 6] =
 /// Memory that is for neither dense weights nor experts: state, scratch, the program, the system.
 const OTHER: f64 = 6e9;
 
-fn table(args: &Args, trace: &Trace, skip: u64) -> Outcome {
+fn table(args: &Args, subject: &Subject, dense: f64, trace: &Trace, skip: u64) -> Outcome {
     let about = &trace.about;
     writeln!(
         out(),
@@ -239,7 +237,7 @@ fn table(args: &Args, trace: &Trace, skip: u64) -> Outcome {
         "prefill 8192"
     )?;
     for (memory, memory_gbps) in MACHINES {
-        let left = memory as f64 * 1e9 - args.model.dense() - OTHER;
+        let left = memory as f64 * 1e9 - subject.sizes.dense as f64 - OTHER;
         let all = about.layers * about.experts;
         let room = ((left.max(0.0) / about.expert_bytes as f64) as usize).min(all);
         if room < 16 {
@@ -248,8 +246,8 @@ fn table(args: &Args, trace: &Trace, skip: u64) -> Outcome {
         }
         for (count, kind, gbps) in DRIVES {
             let bandwidth = count as f64 * gbps * 1e9;
-            let done = replay(trace, room, args.keep, &args.of_shape(about, memory_gbps, bandwidth), skip);
-            let without = args.of_shape(about, memory_gbps, f64::INFINITY);
+            let done = replay(trace, room, args.keep, &args.of_shape(about, dense, memory_gbps, bandwidth), skip);
+            let without = args.of_shape(about, dense, memory_gbps, f64::INFINITY);
             let token = about.layers as f64 * (without.before + without.beside + about.slots as f64 * without.expert);
             // A chunk needs nearly all experts: those that are not in memory are read for it, whatever it computes meanwhile.
             let chunk = (all - room) as f64 * about.expert_bytes as f64 / bandwidth;

@@ -13,12 +13,11 @@ use serde_json::{Map, Value, json};
 use super::Outcome;
 use super::store::bytes;
 use crate::drive::free_bytes;
+use crate::plan::read_config;
 use crate::ui::{Transfer, commas, out, say};
 
 /// Room that is left for others, in bytes.
 const SPARE: u64 = 64 << 20;
-/// The longest `config.json` that is read, in bytes.
-const MAX_CONFIG: u64 = 4 << 20;
 /// What a tokenizer is, in files.
 const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 
@@ -174,13 +173,10 @@ fn geometry(args: &Args) -> Result<Synth, Box<dyn std::error::Error>> {
 }
 
 fn read(path: &str) -> Result<Map<String, Value>, String> {
-    let found = match std::fs::metadata(path) {
-        Ok(found) if found.is_file() && found.len() <= MAX_CONFIG => std::fs::read(path),
-        Ok(_) => return Err(format!("{path}: is no config.json")),
-        Err(_) => return Err(format!("{path}: is neither a file nor one of {}", NAMES.join(", "))),
-    };
-    let bytes = found.map_err(|e| format!("{path}: {e}"))?;
-    serde_json::from_slice(&bytes).map_err(|e| format!("{path}: is no JSON object: {e}"))
+    match Path::new(path).exists() {
+        true => read_config(Path::new(path)),
+        false => Err(format!("{path}: is neither a file nor one of {}", NAMES.join(", "))),
+    }
 }
 
 /// The files of a tokenizer in a folder.

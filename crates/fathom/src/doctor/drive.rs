@@ -38,11 +38,10 @@ pub fn drive(folder: &Path, files: &[PathBuf]) -> Vec<Finding> {
     let place = mount(&says("/proc/self/mountinfo").unwrap_or_default(), &folder);
     let turns = place.as_ref().is_some_and(turns);
     let mut all: Vec<Finding> = [place.as_ref().map(file_system), room(&folder)].into_iter().flatten().collect();
-    let longest = files.iter().filter_map(|path| Some((fs::metadata(path).ok()?.len(), path)));
-    match longest.max().filter(|(size, _)| *size >= SAMPLE) {
+    match longest(files) {
         Some((size, path)) => all.extend(measured(path, size, turns)),
         None => match Sample::write(&folder) {
-            Ok(sample) => all.extend(measured(&sample.0, SAMPLE, turns)),
+            Ok((sample, _)) => all.extend(measured(&sample.0, SAMPLE, turns)),
             Err(e) => {
                 let found = format!("not measured: cannot write a file of {} here: {e}", human(SAMPLE));
                 all.push(Finding::good("drive speed", found));
@@ -50,6 +49,40 @@ pub fn drive(folder: &Path, files: &[PathBuf]) -> Vec<Finding> {
         },
     }
     all
+}
+
+/// How fast a drive is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Bytes a second that it gives to several large reads at once.
+    pub read: f64,
+    /// Bytes a second that it takes, where something was written to find that out.
+    pub write: Option<f64>,
+    /// Seconds of a small read.
+    pub latency: f64,
+}
+
+/// Measures the drive that `folder` is on, on the longest of `files`, or on a file that is written for it and removed.
+///
+/// # Errors
+/// What the system says.
+pub fn pace(folder: &Path, files: &[PathBuf]) -> io::Result<Pace> {
+    let of = |path: &Path, size: u64, write: Option<f64>| {
+        let (direct, found) = rates(path, size);
+        drop(direct);
+        found.map(|(read, latency)| Pace { read, write, latency })
+    };
+    if let Some((size, path)) = longest(files) {
+        return of(path, size, None);
+    }
+    let (sample, seconds) = Sample::write(&existing(folder)?)?;
+    of(&sample.0, SAMPLE, Some(SAMPLE as f64 / seconds.max(1e-9)))
+}
+
+/// The longest of some files, if it is long enough to be read.
+fn longest(files: &[PathBuf]) -> Option<(u64, &PathBuf)> {
+    let sizes = files.iter().filter_map(|path| Some((fs::metadata(path).ok()?.len(), path)));
+    sizes.max().filter(|(size, _)| *size >= SAMPLE)
 }
 
 fn file_system(place: &Mount) -> Finding {
@@ -100,7 +133,8 @@ fn room(folder: &Path) -> Option<Finding> {
 struct Sample(PathBuf);
 
 impl Sample {
-    fn write(folder: &Path) -> io::Result<Sample> {
+    /// It, and the seconds that writing took.
+    fn write(folder: &Path) -> io::Result<(Sample, f64)> {
         if free_bytes(folder)? < 4 * SAMPLE {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -110,12 +144,16 @@ impl Sample {
         // Random, so that nothing on the way can make it shorter.
         let mut random = Random::new(1);
         let mut block = vec![0; BLOCK];
+        let mut seconds = 0.0;
         for _ in 0..SAMPLE / BLOCK as u64 {
             block.as_chunks_mut::<8>().0.iter_mut().for_each(|word| *word = random.bits().to_le_bytes());
+            let start = Instant::now();
             file.write_all(&block)?;
+            seconds += start.elapsed().as_secs_f64();
         }
+        let start = Instant::now();
         file.sync_all()?;
-        Ok(sample)
+        Ok((sample, seconds + start.elapsed().as_secs_f64()))
     }
 }
 
@@ -126,8 +164,21 @@ impl Drop for Sample {
     }
 }
 
+/// Whether direct reads work, then bytes a second and the seconds of a small read.
+fn rates(path: &Path, size: u64) -> (io::Result<File>, io::Result<(f64, f64)>) {
+    let tried = open(path, true).and_then(|file| read(&file, 0, ALIGN).map(|()| file));
+    let direct = tried.is_ok();
+    if !direct {
+        // Written or read a moment ago, it would come from memory.
+        let forget = |file: File| rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        let _ = File::open(path).map(forget);
+    }
+    let found = speed(path, size, direct).and_then(|speed| Ok((speed, latency(path, size, direct)?)));
+    (tried, found)
+}
+
 fn measured(path: &Path, size: u64, turns: bool) -> Vec<Finding> {
-    let direct = open(path, true).and_then(|file| read(&file, 0, ALIGN).map(|()| file));
+    let (direct, found) = rates(path, size);
     let mut all = vec![match &direct {
         Ok(_) => Finding::good("direct reads", "work"),
         Err(e) => Finding::advice(
@@ -138,12 +189,7 @@ fn measured(path: &Path, size: u64, turns: bool) -> Vec<Finding> {
         ),
     }];
     let direct = direct.is_ok();
-    if !direct {
-        // Written or read a moment ago, it would come from memory.
-        let forget = |file: File| rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-        let _ = File::open(path).map(forget);
-    }
-    match speed(path, size, direct).and_then(|speed| Ok((speed, latency(path, size, direct)?))) {
+    match found {
         Err(e) => all.push(Finding::wrong(
             "drive speed",
             format!("{}: {e}", path.display()),

@@ -16,12 +16,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-pub use drive::drive;
+pub use drive::{Pace, drive, pace};
 pub use finding::{Finding, Verdict};
 pub use gpu::gpu;
 pub use memory::{memory, usable};
 pub use model::{hashes, prompts, shard_files};
-pub use processor::processor;
+pub use processor::{processor, processor_name};
 pub use system::system;
 pub use text::{Passage, passage, perplexity};
 

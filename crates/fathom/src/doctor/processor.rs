@@ -14,9 +14,15 @@ pub fn processor(isa: &str) -> Vec<Finding> {
         .collect()
 }
 
+/// What the processor calls itself.
+pub fn processor_name() -> String {
+    let info = says("/proc/cpuinfo").unwrap_or_default();
+    field(&info, "model name").unwrap_or("processor of unknown name").to_owned()
+}
+
 fn instructions(isa: &str) -> Finding {
     let info = says("/proc/cpuinfo").unwrap_or_default();
-    let model = field(&info, "model name").unwrap_or("processor of unknown name");
+    let model = processor_name();
     let found = format!("{model}, {isa}");
     match isa {
         "plain" => Finding::wrong(

@@ -114,7 +114,7 @@ impl Metrics {
     }
 
     fn count(&self, counts: Counts) {
-        let Counts { requests, prompt_tokens, reused_tokens, generated_tokens, missed } = counts;
+        let Counts { requests, prompt_tokens, reused_tokens, generated_tokens, missed, .. } = counts;
         for (name, about, n) in [
             ("fathom_requests_total", "Requests that came to their end.", requests),
             ("fathom_prompt_tokens_total", "Tokens of their prompts.", prompt_tokens),

@@ -22,7 +22,9 @@ use super::openapi::{
 };
 use super::reply::reply;
 use super::responses::Responses;
-use super::{ApiError, Generate, Service, about, completions, messages, metrics, page, prefills, sessions, status, tokens};
+use super::{
+    ApiError, Generate, Service, about, completions, messages, metrics, page, prefills, sessions, status, tokens,
+};
 
 type Shared<G> = Arc<Service<G>>;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use fathom_weights::experts::Policy;
 
-use super::trace::{Demand, Trace};
+use super::trace::{About, Demand, Trace};
 
 /// What decides how long things take.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +21,23 @@ pub struct Machine {
     pub latency: f64,
     /// Seconds of computing that reading a byte takes away: cores and memory that the system needs for it.
     pub cost: f64,
+}
+
+impl Machine {
+    /// One that takes `token` seconds for a token with all experts in memory, `experts` of that for the routed ones, and whose
+    /// drives give all at once.
+    pub fn shared_out(about: &About, token: f64, experts: f64) -> Machine {
+        let layer = token / about.layers as f64;
+        let rest = layer * (1.0 - experts);
+        Machine {
+            before: rest * 0.9,
+            beside: rest * 0.1,
+            expert: layer * experts / about.slots as f64,
+            bandwidth: f64::INFINITY,
+            latency: 0.0,
+            cost: 0.0,
+        }
+    }
 }
 
 /// What is forgotten when there is no more room.

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use fathom_weights::Config;
 use serde::Deserialize;
 
 /// What a replay must know of the model.
@@ -70,6 +71,20 @@ const MAX_ROWS: usize = 1 << 20;
 const MAX_BYTES: u64 = 1 << 32;
 
 impl About {
+    /// Of a model by its configuration; nothing is in memory.
+    pub fn of(config: &Config, expert_bytes: u64, half_life: f64) -> About {
+        About {
+            layers: config.num_hidden_layers,
+            experts: config.n_routed_experts,
+            slots: config.num_experts_per_tok,
+            hash_layers: config.num_hash_layers,
+            expert_bytes,
+            room: 0,
+            half_life,
+            counts: Vec::new(),
+        }
+    }
+
     /// What no model has.
     fn problem(&self) -> Option<String> {
         let About { layers, experts, slots, .. } = *self;

@@ -81,7 +81,15 @@ impl Cpu {
     /// # Errors
     /// [`Error::Map`]: the system has no memory to read.
     pub fn peaks(&self) -> Result<Peaks, Error> {
-        let mut memory = Buffer::probe(BYTES)?;
+        self.peaks_of(BYTES)
+    }
+
+    /// The same with so many bytes of memory to read: what caches hold of them counts as read.
+    ///
+    /// # Errors
+    /// [`Error::Map`]: the system has no memory to read.
+    pub fn peaks_of(&self, bytes: usize) -> Result<Peaks, Error> {
+        let mut memory = Buffer::probe(bytes.max(4 * LANES * 4 * self.threads()))?;
         memory.f32_mut().fill(1.0);
         let memory = memory.f32();
         let threads = self.threads();

@@ -19,7 +19,7 @@ use super::policy::Policy;
 use super::reader::{Done, Faults, Read, Reader, ReaderKind};
 use super::stats::{Phase, Stats};
 use super::trace::Trace;
-use crate::{Checkpoint, Error};
+use crate::{Checkpoint, Error, Sizes};
 
 /// Frames that a cache has at least: enough for two layers of decode to overlap.
 const LEAST_FRAMES: usize = 16;
@@ -29,6 +29,15 @@ const LEAST_FRAMES: usize = 16;
 const WORKING_PART: usize = 4;
 /// See [`WORKING_PART`].
 const LEAST_WORKING: usize = 64;
+
+fn working(frames: usize) -> usize {
+    (frames / WORKING_PART).max(LEAST_WORKING).min(frames)
+}
+
+/// Of so many experts in memory, the ones that stay through a pass over a prompt.
+pub fn kept(room: usize) -> usize {
+    room - working(room)
+}
 /// Tokens that an expert must be expected to get to be read ahead: with so many, half of the time it gets one.
 const LIKELY: f64 = 0.7;
 /// A drive that has not answered for so long is spoken of.
@@ -181,9 +190,8 @@ impl<D: Device> ExpertCache<D> {
     }
 
     /// The fewest bytes that experts can do with.
-    pub fn least_memory(places: &Places) -> u64 {
-        let (layers, experts) = places.counts();
-        (LEAST_FRAMES.min(layers * experts) * places.frame_bytes()) as u64
+    pub fn least_memory(sizes: &Sizes) -> u64 {
+        (LEAST_FRAMES.min(sizes.count) * sizes.frame) as u64
     }
 
     /// Opens the shards for reading experts, takes memory for them from the device's ledger, and starts the reader.
@@ -434,7 +442,7 @@ impl<D: Device> State<D> {
 
     /// Frames that a pass may put what it reads in.
     fn working(&self) -> usize {
-        (self.frames.count() / WORKING_PART).max(LEAST_WORKING).min(self.frames.count())
+        working(self.frames.count())
     }
 
     /// Marks those of the experts here that were used most, so many as need not make way.

@@ -13,7 +13,7 @@ mod reader;
 mod stats;
 mod trace;
 
-pub use cache::{Ahead, ExpertCache, Given, Pass, StreamOptions, Tell};
+pub use cache::{Ahead, ExpertCache, Given, Pass, StreamOptions, Tell, kept};
 pub use place::Places;
 pub use policy::Policy;
 pub use reader::{Fault, Faults, ReaderKind};

@@ -187,14 +187,34 @@ impl Synth {
         self.fields().to_string().into_bytes()
     }
 
-    /// Every tensor there will be.
-    fn tensors(&self) -> Result<Vec<Tensor>, Error> {
+    /// The configuration, and the experts' format.
+    pub(crate) fn parsed(&self) -> Result<(Config, Format), Error> {
         let experts = match self.config.get("expert_dtype").and_then(Value::as_str) {
             Some("fp8") => Format::Fp8,
             Some("bf16") => Format::Bf16,
             _ => Format::Fp4,
         };
-        tensors::tensors(&Config::parse(&self.config_json())?, experts)
+        Ok((Config::parse(&self.config_json())?, experts))
+    }
+
+    /// The configuration as the model takes it.
+    ///
+    /// # Errors
+    /// It is none that the model can run.
+    pub fn parse(&self) -> Result<Config, Error> {
+        Ok(self.parsed()?.0)
+    }
+
+    /// Every tensor there will be.
+    fn tensors(&self) -> Result<Vec<Tensor>, Error> {
+        let (config, experts) = self.parsed()?;
+        tensors::tensors(&config, experts)
+    }
+
+    /// Tells every tensor that a file would have.
+    pub(crate) fn parts(&self, mut each: impl FnMut(Part)) -> Result<(), Error> {
+        self.tensors()?.iter().flat_map(Tensor::parts).for_each(&mut each);
+        Ok(())
     }
 
     /// The one shard of a small checkpoint.

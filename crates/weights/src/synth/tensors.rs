@@ -41,7 +41,7 @@ pub(super) struct Tensor {
 
 /// What a tensor is in a safetensors header.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Part {
+pub(crate) struct Part {
     pub name: String,
     pub dtype: &'static str,
     pub shape: Vec<usize>,

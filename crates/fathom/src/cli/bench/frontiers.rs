@@ -311,7 +311,7 @@ impl Growing<'_> {
         let (mut state, mut logits) = (model.fork(&self.state)?, self.logits.clone());
         let (mut sampler, mut answer) = (Sampler::new(Sampling::greedy()), Vec::new());
         while answer.len() < ANSWER {
-            let token = sampler.choose(&logits).id;
+            let token = sampler.choose(&logits, None).map_or(*eos, |choice| choice.id);
             if token == *eos {
                 break;
             }

@@ -1,0 +1,242 @@
+//! Memory: what a model will take, decided before it is loaded, and how that fits what there is.
+
+use fathom_engine::Engine;
+use fathom_kernels::{Cpu, human};
+use fathom_model::{scratch_bytes, state_bytes};
+use fathom_weights::experts::ExpertCache;
+use fathom_weights::{Config, Sizes};
+
+use super::free_memory;
+
+/// What the program itself takes: code, tables, the allocator's slack. Measured: 39 MiB.
+const PROGRAM: u64 = 48 << 20;
+/// What of that a run that reads no text holds. Measured: 17 MiB.
+const BASE: u64 = 16 << 20;
+/// What is more where experts are streamed: the reader, and tensors on their way. Measured: from less than nothing, as scratch is
+/// not all used, to 15 MiB.
+const STREAM: u64 = 6 << 20;
+/// What is more where text is read, beside what a tokenizer's file makes. Measured: 16 MiB, and 35 from some ten thousand tokens
+/// on, in most runs.
+const TEXT: u64 = 16 << 20;
+/// See [`TEXT`].
+const LONG_TEXT: u64 = 35 << 20;
+const LONG: usize = 12_288;
+/// What a thread takes beside its part of the scratch: a stack, and what the allocator keeps for it. Measured: 1.6 MB.
+const THREAD: u64 = 2 << 20;
+/// fastokens' table of words that its threads share: 2^19 entries of 64 bytes. Made, or not, as it happens, when the first long text
+/// is read.
+const WORDS: u64 = 32 << 20;
+/// What a tensor takes as a name and a place; V4-Pro has 142,255.
+const TENSOR: u64 = 300;
+
+/// Tokens of a prompt that are read at once, where nobody says: the first whose scratch fits.
+const CHUNKS: [usize; 9] = [8192, 4096, 2048, 1024, 768, 512, 256, 128, 64];
+/// The most of those with all experts in memory, and what their scratch may take: so much, or that part of the weights.
+const CHUNK_IN_MEMORY: usize = 1024;
+const SCRATCH: u64 = 256 << 20;
+const SCRATCH_PART: u64 = 64;
+/// Tokens of a request that runs beside one of the whole context.
+pub const BESIDE: usize = 8192;
+/// With streamed experts scratch may take one part in so many of what experts and scratch have together: wider chunks read
+/// each expert for more tokens, and leave room for fewer.
+const PART: u64 = 3;
+
+/// What a run is to hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// The most tokens of a session.
+    pub context: usize,
+    /// Tokens of a prompt that are read at once, where somebody says.
+    pub chunk: Option<usize>,
+    /// Requests at once: one of the whole context beside others of [`BESIDE`] tokens.
+    pub parallel: usize,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Bytes of the tokenizer's file.
+    pub text: u64,
+    /// Bytes that the program holds beside all this.
+    pub beside: u64,
+    /// Bytes that the program may hold, where somebody says.
+    pub budget: Option<u64>,
+}
+
+/// Bytes that fathom expects to hold at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Weights: all of them, mapped, though the system keeps only what is used and fits; or, where experts are streamed, the
+    /// others, in memory of our own.
+    pub weights: u64,
+    /// Streamed experts; none where all are mapped.
+    pub experts: Option<u64>,
+    /// All experts' bytes.
+    pub all_experts: u64,
+    /// A session's state at the context's end, and what an engine keeps beside it for others to go on from.
+    pub state: u64,
+    /// One pass over the layers.
+    pub scratch: u64,
+    /// The program, the tokenizer, the prompt's text and tokens.
+    pub program: u64,
+    /// Tokens of a prompt that are read at once.
+    pub chunk: usize,
+    /// Bytes that it is expected to hold when all of the context has been used: what the bounds leave room for beside it are
+    /// tables that are made or not, as it happens.
+    pub expected: u64,
+}
+
+impl Plan {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.experts.unwrap_or(0) + self.state + self.scratch + self.program
+    }
+}
+
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Plan { weights, experts, all_experts, state, scratch, program, .. } = *self;
+        write!(f, "{} = weights {}", human(self.total()), human(weights))?;
+        if let Some(experts) = experts {
+            let share = 100.0 * experts as f64 / all_experts.max(1) as f64;
+            write!(f, " + experts {} ({share:.0} % of {})", human(experts), human(all_experts))?;
+        }
+        write!(f, " + state {} + scratch {} + program {}", human(state), human(scratch), human(program))
+    }
+}
+
+/// A budget that the model cannot keep.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} of memory {}, too little: {}; give it --memory {} or more{}",
+    human(*budget), if *given { "were given" } else { "are free" }, what, mebibytes(*least),
+    if *context > 4096 { ", or a shorter --context" } else { "" }
+)]
+pub struct TooSmall {
+    budget: u64,
+    given: bool,
+    what: String,
+    context: usize,
+    /// The smallest budget that would do, in bytes.
+    pub least: u64,
+}
+
+/// A size that `--memory` takes, none smaller.
+fn mebibytes(bytes: u64) -> String {
+    format!("{}MiB", bytes.div_ceil(1 << 20))
+}
+
+/// Plans a run of a checkpoint's model: with all weights mapped where that fits the budget, else with streamed experts.
+/// Without a budget it is what the machine or its control group has free, less a margin.
+///
+/// # Errors
+/// [`TooSmall`].
+pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Result<Plan, TooSmall> {
+    let budget = wanted.budget.or_else(free_memory).unwrap_or(u64::MAX);
+    let (parallel, rows) = (wanted.parallel, Engine::logits_rows(wanted.parallel));
+    let scratch = |streamed, chunk| scratch_bytes(device, config, streamed, chunk + parallel, rows);
+    let state = state_bytes(config, wanted.context)
+        + (parallel as u64 - 1) * state_bytes(config, wanted.context.min(BESIDE))
+        + Engine::SPARE_STATES * state_bytes(config, 1);
+    // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads; a token
+    // of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
+    let program = PROGRAM
+        + wanted.beside
+        + if wanted.text > 0 { WORDS } else { 0 }
+        + THREAD * wanted.threads as u64
+        + 20 * wanted.text
+        + 40 * wanted.context.min(1 << 20) as u64
+        + TENSOR * sizes.tensors as u64;
+    let text = TEXT + 20 * wanted.text + if wanted.context > LONG { LONG_TEXT } else { 0 };
+    let base = BASE
+        + THREAD * wanted.threads as u64
+        + if wanted.text > 0 { text } else { 0 }
+        + 40 * wanted.context.min(1 << 20) as u64
+        + TENSOR * sizes.tensors as u64;
+    let chunks = |most: usize| CHUNKS.into_iter().filter(move |&chunk| chunk <= most);
+    // On many threads scratch is wide, and a chunk of few tokens would read all weights again and again.
+    let room = SCRATCH.max(sizes.weights / SCRATCH_PART);
+    let chosen = wanted.chunk.map(|chunk| chunk.min(wanted.context));
+    let chunk = chosen
+        .or_else(|| chunks(CHUNK_IN_MEMORY).find(|&chunk| scratch_bytes(device, config, false, chunk, 1) <= room));
+    let chunk = chunk.unwrap_or(64).min(wanted.context);
+    let weights = sizes.weights;
+    let mapped = Plan {
+        weights,
+        experts: None,
+        all_experts: 0,
+        state,
+        scratch: scratch(false, chunk),
+        program,
+        chunk,
+        expected: weights - sizes.drafts + state + scratch(false, chunk) + base,
+    };
+    if mapped.total() <= budget {
+        return Ok(mapped);
+    }
+
+    let (dense, least) = (sizes.dense, ExpertCache::<Cpu>::least_memory(sizes));
+    let fixed = dense + state + program;
+    let left = budget.saturating_sub(fixed);
+    let fits = |chunk: usize| {
+        let scratch = scratch(true, chunk);
+        scratch <= left / PART && scratch + least <= left
+    };
+    let smallest = chosen.unwrap_or(64).min(wanted.context);
+    let chunk = chosen.unwrap_or_else(|| chunks(wanted.context).find(|&chunk| fits(chunk)).unwrap_or(smallest));
+    let experts = left.saturating_sub(scratch(true, chunk)).clamp(least, sizes.frames());
+    let streamed = Plan {
+        weights: dense,
+        experts: Some(experts),
+        all_experts: sizes.expert_bytes,
+        scratch: scratch(true, chunk),
+        chunk,
+        expected: dense + experts + state + scratch(true, chunk) + base + STREAM,
+        ..mapped
+    };
+    if !sizes.in_files || streamed.total() > budget {
+        let smallest = Plan { experts: Some(least), scratch: scratch(true, smallest), ..streamed };
+        // Of a model with few experts, all of them mapped can take less than some of them read.
+        let streams = sizes.in_files && smallest.total() < mapped.total();
+        let best = if streams { smallest } else { mapped };
+        return Err(TooSmall {
+            budget,
+            given: wanted.budget.is_some(),
+            what: format!("the model takes {best}"),
+            context: wanted.context,
+            least: best.total(),
+        });
+    }
+    Ok(streamed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fathom_kernels::CpuOptions;
+    use fathom_weights::Checkpoint;
+    use fathom_weights::synth::Synth;
+
+    #[test]
+    fn budgets_are_kept_or_refused_with_the_least_that_would_do() {
+        let folder = tempfile::tempdir().unwrap();
+        Synth::tiny(1).set("n_routed_experts", 600).write(folder.path()).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let sizes = Sizes::of(&checkpoint).unwrap();
+        let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        let of = |budget| {
+            let wanted = Wanted { context: 1000, chunk: None, parallel: 1, threads: 1, text: 0, beside: 0, budget };
+            plan(&cpu, checkpoint.config(), &sizes, wanted)
+        };
+        let mapped = of(Some(1 << 40)).unwrap();
+        assert_eq!(mapped.experts, None);
+        let less = of(Some(mapped.total() - 1)).unwrap();
+        assert!(less.experts.is_some() && less.total() < mapped.total());
+        let refused = of(Some(1 << 20)).unwrap_err();
+        let least = refused.least;
+        assert!(refused.to_string().contains("1.00 MiB of memory were given, too little"), "{refused}");
+        assert!(of(Some(least - 1)).is_err());
+        let tight = of(Some(least)).unwrap();
+        assert!(tight.total() <= least);
+        for budget in (least..mapped.total()).step_by((mapped.total() - least) as usize / 20) {
+            assert!(of(Some(budget)).unwrap().total() <= budget);
+        }
+    }
+}
