@@ -244,7 +244,7 @@ fn holds() {
     let count: u64 = std::env::var("FATHOM_CONSTRAINED").map_or(240, |n| n.parse().expect("a number"));
     let engine = engine(8);
     let dsml = TOKENIZER.dsml().unwrap();
-    let (opens, thought) = (TOKENIZER.encode("<").unwrap()[0], TOKENIZER.special("</think>").unwrap());
+    let opens = TOKENIZER.encode("<").unwrap()[0];
     let (mut finished, mut cut, mut called, mut compiling) = (0, 0, 0, Duration::ZERO);
     let mut random = Random(7);
     let mut again = Vec::new();
@@ -260,9 +260,6 @@ fn holds() {
             if matches!(want, Want::Calls { forced: false, .. }) {
                 // So that free text comes to calls at all.
                 request.sampling.logit_bias = vec![(dsml, 40.0), (opens, 6.0)];
-            } else {
-                // So that thinking and texts come to their ends.
-                request.sampling.logit_bias = vec![(dsml, 40.0), (thought, 9.0)];
             }
             batch.push((body, want, chat, request.clone(), begin(&engine, request)));
             i += 1;
