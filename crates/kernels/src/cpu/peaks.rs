@@ -89,7 +89,7 @@ impl Cpu {
     /// # Errors
     /// [`Error::Map`]: the system has no memory to read.
     pub fn peaks_of(&self, bytes: usize) -> Result<Peaks, Error> {
-        let mut memory = Buffer::probe(bytes.max(4 * LANES * 4 * self.threads()))?;
+        let mut memory = Buffer::probe(bytes.max(4 * LANES * 4 * self.threads()).next_multiple_of(4096))?;
         memory.f32_mut().fill(1.0);
         let memory = memory.f32();
         let threads = self.threads();
