@@ -139,11 +139,14 @@ async fn one(
     let points = watch.map(Watch::end).unwrap_or_default();
     let mut done = std::mem::take(&mut *shared.done.lock().unwrap_or_else(PoisonError::into_inner));
     done.sort_by_key(|&(index, ..)| index);
-    if shared.enough.load(Ordering::Relaxed) {
+    // One of whose answers none came has failed, however few were asked.
+    let none = !done.is_empty() && done.iter().all(|(.., asked)| asked.error.is_some());
+    if shared.enough.load(Ordering::Relaxed) || none {
         let last = done.iter().rev().find_map(|(.., asked)| asked.error.clone()).unwrap_or_default();
         tested.failed = Some(format!("was given up: {last}"));
     }
-    let output_tokens = done.iter().map(|(.., asked)| asked.output()).sum::<u64>();
+    let good = done.iter().filter(|(.., asked)| asked.error.is_none());
+    let output_tokens = good.map(|(.., asked)| asked.output()).sum::<u64>();
     tested.rounds.push(Round {
         seconds,
         errors: done.iter().filter(|(.., asked)| asked.error.is_some()).count(),

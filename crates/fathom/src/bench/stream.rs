@@ -122,7 +122,8 @@ fn piece(event: &Value) -> Result<Piece, String> {
 }
 
 fn counted(usage: &Value) -> Counted {
-    let number = |path: &str| usage.pointer(path).and_then(Value::as_u64);
+    // More than any model holds is no count.
+    let number = |path: &str| usage.pointer(path).and_then(Value::as_u64).filter(|&n| n <= u64::from(u32::MAX));
     Counted {
         prompt: number("/prompt_tokens"),
         cached: number("/prompt_tokens_details/cached_tokens").or_else(|| number("/prompt_cache_hit_tokens")),

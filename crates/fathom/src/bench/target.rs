@@ -13,6 +13,8 @@ use crate::pull::chain;
 const CONNECT: Duration = Duration::from_secs(10);
 /// The longest answer that is no stream, in bytes.
 const LONGEST: usize = 4 << 20;
+/// The longest name of a model, in bytes.
+const LONGEST_NAME: usize = 1024;
 /// Where servers say what they are, and how they call it: vLLM, llama.cpp, Ollama, TGI, SGLang.
 const ABOUT: [(&str, &str); 5] = [
     ("version", "/version"),
@@ -64,6 +66,10 @@ pub fn parse(text: &str) -> Result<(String, Url), String> {
     };
     let wrong = || format!("{address:?} is no http or https address of a server, such as http://127.0.0.1:8080/v1");
     let mut url = Url::parse(address).map_err(|_| wrong())?;
+    // It stands in the report.
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("an address must not have a user's name or password in it; --key FILE has a server's key".into());
+    }
     let host = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")).ok_or_else(wrong)?;
     let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
     let name = name.map_or_else(|| format!("{host}{port}"), str::to_owned);
@@ -154,6 +160,9 @@ impl Target {
         };
         let found = card.and_then(id).or(model);
         self.model = found.ok_or("serves no model; name one with --model-name")?;
+        if self.model.len() > LONGEST_NAME || self.model.chars().any(char::is_control) {
+            return Err(format!("serves a model whose name is none: {}", short(&self.model)));
+        }
         let limit =
             |card: &Value| card.get("max_model_len").or_else(|| card.pointer("/meta/n_ctx")).and_then(Value::as_u64);
         self.context = card.and_then(limit);
@@ -249,7 +258,7 @@ mod tests {
         ] {
             assert_eq!(of(text), Ok((name.to_owned(), url.to_owned())));
         }
-        for text in ["", "h:8080", "ftp://h", "x=", "=http://h", "file:///etc/passwd"] {
+        for text in ["", "h:8080", "ftp://h", "x=", "=http://h", "http://u@h", "http://u:p@h", "file:///etc/passwd"] {
             assert!(of(text).is_err(), "{text}");
         }
     }

@@ -63,7 +63,7 @@ impl Answer {
             pairs.push(("prompt", read / expected.prompt_seconds, read / prefill.as_secs_f64()));
             pairs.push(("answer", expected.decode, generated_tokens as f64 / decode.as_secs_f64()));
         }
-        forecast.against(&pairs, peak_rss())
+        forecast.against(&pairs, prompt_tokens + generated_tokens, peak_rss())
     }
 
     /// Says why the prompt's beginning was read again, where a person would wonder.

@@ -34,12 +34,19 @@ pub struct Args {
 
 /// Looks at the machine, and at a model if there is one.
 pub fn doctor(args: &Args) -> Outcome {
+    if let Some(drive) = args.drive.as_deref().filter(|drive| !drive.is_dir()) {
+        return Err(format!("--drive {}: no such folder", drive.display()).into());
+    }
+    let files = match args.model.as_ref().map(|model| (model, Files::open(Some(model)))) {
+        // There is nothing to look at.
+        Some((model, Err(e))) if !model.is_dir() => return Err(e),
+        found => found.map(|(_, files)| files),
+    };
     let mut report = Report { json: args.json, all: Vec::new() };
     let isa = args.options.isa.clone();
     let threads = args.options.threads.map(usize::from);
     let cpu = Cpu::new(CpuOptions { threads, isa, profile: Profile::Native })?;
     report.part("machine", processor(cpu.isa()))?;
-    let files = args.model.as_ref().map(|model| Files::open(Some(model)));
     let weights = files.as_ref().and_then(|files| Some(files.as_ref().ok()?.checkpoint.weight_bytes()));
     report.part("machine", memory(weights))?;
     // It takes half a gigabyte to measure.
@@ -57,9 +64,6 @@ pub fn doctor(args: &Args) -> Outcome {
         None => Vec::new(),
     };
     let place = args.drive.as_deref().or(folder).unwrap_or(Path::new("."));
-    if args.drive.as_deref().is_some_and(|drive| !drive.is_dir()) {
-        return Err(format!("--drive {}: no such folder", place.display()).into());
-    }
     let samples = if args.drive.is_some() { &[][..] } else { &shards };
     report.part("drive", drive(place, samples))?;
     if let Some(files) = files {

@@ -125,8 +125,9 @@ pub fn needle(args: &Args) -> Outcome {
     let mut run = Run { args, kept, report, folder, limits: Limits { timeout: asking.timeout } };
     let mut asked = Ok(());
     for client in &targets.clients {
-        asked = run.target(&targets, &client.target, &wanted);
-        if asked.is_err() {
+        // One that fails keeps nobody from the others.
+        asked = asked.and(run.target(&targets, &client.target, &wanted));
+        if interrupted() {
             break;
         }
     }
@@ -179,7 +180,7 @@ impl Run<'_> {
     /// Asks one server what it has not been asked.
     fn target(&mut self, targets: &Targets, target: &Target, wanted: &[Wanted]) -> Outcome {
         let mut ratio = None;
-        let (mut failures, mut new, mut too_long) = (0, 0, 0);
+        let (mut failures, mut failed, mut new, mut too_long) = (0, 0, 0, 0);
         let mut progress = Progress::of("asking", "questions", wanted.len(), self.args.json);
         for (i, &w) in wanted.iter().enumerate() {
             let settings = format!("{}|{}|{}|{}", w.kind.word(), w.length, w.depth, w.seed);
@@ -204,6 +205,7 @@ impl Run<'_> {
             let asked = self.ask(targets, target, q.prompt, self.args.max_tokens as usize)?;
             if let Some(problem) = &asked.error {
                 failures += 1;
+                failed += 1;
                 say!("{}: {settings}: {problem}", target.name);
                 if failures == ENOUGH || asked.hangs {
                     return Err(format!("{}: was given up: {problem}", target.name).into());
@@ -241,9 +243,9 @@ impl Run<'_> {
             let most = commas(target.context.unwrap_or(0) as usize);
             say!("{}: {} questions were not asked: it holds {most} tokens", target.name, commas(too_long));
         }
-        match failures {
+        match failed {
             0 => Ok(()),
-            _ => Err(format!("{}: the last questions failed", target.name).into()),
+            n => Err(format!("{}: {n} of {} questions failed", target.name, wanted.len()).into()),
         }
     }
 

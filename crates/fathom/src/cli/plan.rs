@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use fathom_kernels::{Cpu, CpuOptions, Profile, human};
 
 use super::Outcome;
-use super::simulate::{more_than_0, part};
+use super::simulate::part;
 use super::store::{bytes, cache_folder};
 use crate::doctor::shard_files;
 use crate::plan::{
@@ -17,6 +17,12 @@ use crate::ui::{commas, duration, out, say};
 
 /// Contexts that are planned where nobody names some.
 const CONTEXTS: [u32; 4] = [4096, 32_768, 131_072, 1 << 20];
+
+/// A count of the workload.
+fn amount(text: &str) -> Result<f64, String> {
+    const BOUNDS: std::ops::RangeInclusive<f64> = 0.001..=1e12;
+    text.parse().ok().filter(|n| BOUNDS.contains(n)).ok_or_else(|| "it must be a number from 0.001 to 1e12".into())
+}
 
 /// Flags of `fathom plan`.
 #[derive(Debug, clap::Args)]
@@ -52,13 +58,13 @@ pub struct Args {
     #[arg(long, default_value_t = Profile::Native)]
     profile: Profile,
     /// Sessions that begin in a day, for wear
-    #[arg(long, value_name = "N", default_value_t = 20.0, value_parser = more_than_0)]
+    #[arg(long, value_name = "N", default_value_t = 20.0, value_parser = amount)]
     sessions: f64,
     /// Tokens of all of them in a day, read and written
-    #[arg(long, value_name = "N", default_value_t = 400_000.0, value_parser = more_than_0)]
+    #[arg(long, value_name = "N", default_value_t = 400_000.0, value_parser = amount)]
     tokens: f64,
     /// Questions and answers of each
-    #[arg(long, value_name = "N", default_value_t = 10.0, value_parser = more_than_0)]
+    #[arg(long, value_name = "N", default_value_t = 10.0, value_parser = amount)]
     turns: f64,
     /// s of the experts' popularity, 1 ÷ rankˢ, where experts are streamed
     #[arg(long, default_value_t = 0.9, value_parser = super::simulate::at_least_0)]

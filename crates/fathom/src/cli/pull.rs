@@ -106,7 +106,8 @@ pub fn pull(args: &Args) -> Outcome {
         }
         let (bytes, fetched) = (human(report.bytes), human(report.fetched));
         let (files, folder) = (commas(report.files), folder.display());
-        writeln!(out(), "{folder}: {files} files, {bytes}, all right; {fetched} fetched in {seconds:.0} s")?;
+        let all = if report.unverified.is_empty() { "all right" } else { "all here" };
+        writeln!(out(), "{folder}: {files} files, {bytes}, {all}; {fetched} fetched in {seconds:.0} s")?;
     }
     Ok(())
 }

@@ -97,7 +97,8 @@ pub fn shard_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
+        // A pipe of that name would never end.
+        if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
             all.push(path);
         }
     }

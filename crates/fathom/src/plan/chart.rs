@@ -64,7 +64,8 @@ fn memory<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, fits: &[(usize, &Memory
         [m.weights, m.experts.unwrap_or(0), m.state, m.scratch, m.program].map(|bytes| bytes as f64 / GIB * scale)
     };
     let names = ["weights", "experts", "state", "scratch", "program"];
-    let top = most * scale * 1.3;
+    // The legend has its place above the columns.
+    let top = most * scale * 1.5;
     let mut chart = ChartBuilder::on(area)
         .caption("Memory", (FONT, 17))
         .margin(12)

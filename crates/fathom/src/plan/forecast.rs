@@ -8,7 +8,7 @@ use fathom_weights::Sizes;
 
 use super::machine::Machine;
 use super::memory::Plan;
-use super::speed::{Limit, Seconds, Speed};
+use super::speed::{Limit, Speed, chunks};
 use super::stream::{Drawn, Streaming};
 use crate::ui::{commas, duration};
 
@@ -47,25 +47,24 @@ impl Forecast {
             None => None,
             Some(memory) => Some((memory, machine.drive.as_ref()?, Streaming::new(speed, Drawn::default()))),
         };
-        let mut prompt = Seconds::default();
-        for start in (from..tokens).step_by(self.plan.chunk.max(1)) {
-            let part = self.plan.chunk.max(1).min(tokens - start);
+        let mut prompt_seconds = 0.0;
+        for (start, part, like) in chunks(from, tokens, self.plan.chunk) {
             let mut pass = speed.pass(&[Stretch { start, tokens: part }], usize::from(start + part == tokens));
             if let Some((memory, drive, streaming)) = &streamed {
                 pass = streaming.chunk(pass, part, *memory, drive, start == from);
             }
-            prompt.add_all(&pass);
+            prompt_seconds += pass.total() * like;
         }
         let mut token = speed.pass(&[Stretch { start: tokens, tokens: 1 }], 1);
         if let Some((memory, drive, streaming)) = &streamed {
             token = streaming.decode(token, *memory, drive).0;
         }
-        Some(Expected { prompt_seconds: prompt.total(), decode: 1.0 / token.total(), bottleneck: token.bottleneck() })
+        Some(Expected { prompt_seconds, decode: 1.0 / token.total(), bottleneck: token.bottleneck() })
     }
 
     /// One line about a prompt and its answer.
     pub fn of_prompt(&self, from: usize, tokens: usize) -> String {
-        let memory = human(self.plan.expected);
+        let memory = human(self.plan.expected_of(&self.config, tokens));
         match self.expect(from, tokens) {
             None => format!("predicted: {memory} (fathom plan measures the drive, and says how fast)"),
             Some(it) => format!(
@@ -111,11 +110,11 @@ impl Forecast {
             pairs.push(("prompts", read / n as f64 / expected.prompt_seconds, read / prefill.as_secs_f64()));
             pairs.push(("answers", expected.decode, *generated_tokens as f64 / decode.as_secs_f64()));
         }
-        self.against(&pairs, peak)
+        self.against(&pairs, self.plan.context, peak)
     }
 
-    /// What came of it: tokens a second, as predicted and as measured, and memory.
-    pub fn against(&self, pairs: &[(&str, f64, f64)], peak: Option<u64>) -> String {
+    /// What came of it: tokens a second, as predicted and as measured, and memory with sessions of up to so many `tokens`.
+    pub fn against(&self, pairs: &[(&str, f64, f64)], tokens: usize, peak: Option<u64>) -> String {
         let mut all: Vec<String> = pairs
             .iter()
             .filter(|(_, predicted, measured)| predicted.is_finite() && measured.is_finite() && *measured > 0.0)
@@ -124,7 +123,8 @@ impl Forecast {
             })
             .collect();
         if let Some(peak) = peak {
-            all.push(format!("memory {} predicted, {} measured", human(self.plan.expected), human(peak)));
+            let expected = self.plan.expected_of(&self.config, tokens);
+            all.push(format!("memory {} predicted, {} measured", human(expected), human(peak)));
         }
         all.join("; ")
     }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// The longest file that is read, in bytes.
 const LONGEST: u64 = 1 << 16;
+/// The longest name, in characters.
+const LONGEST_NAME: usize = 120;
 
 /// What decides how fast a model runs, and whether it fits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -148,6 +150,10 @@ impl Machine {
         if self.name.trim().is_empty() {
             return Err("name is empty; call it something".into());
         }
+        // It goes to terminals and into charts.
+        if self.name.chars().count() > LONGEST_NAME || self.name.chars().any(char::is_control) {
+            return Err(format!("name must be one line of at most {LONGEST_NAME} characters"));
+        }
         whole("threads", self.threads, 1024)?;
         number("memory-gib", self.memory_gib, 0.0625, 65_536.0)?;
         number("read-gbps", self.read_gbps, 0.1, 100_000.0)?;
@@ -215,7 +221,9 @@ mod tests {
             }
         }
         assert!(with("isa", "\"z80\"").unwrap_err().contains("avx2"));
-        assert!(with("name", "\" \"").unwrap_err().contains("name"));
+        for name in ["\" \"", "\"a\\nb\"", "\"\\u001b[31m\"", &format!("\"{}\"", "a".repeat(121))] {
+            assert!(with("name", name).unwrap_err().contains("name"), "{name}");
+        }
         let without = |field: &str| {
             let lines = fine.lines().filter(|line| !line.starts_with(field));
             Machine::parse(&lines.map(|line| format!("{line}\n")).collect::<String>())

@@ -10,14 +10,11 @@ use super::free_memory;
 
 /// What the program itself takes: code, tables, the allocator's slack. Measured: 39 MiB.
 const PROGRAM: u64 = 48 << 20;
-/// What of that a run that reads no text holds. Measured: 17 MiB.
-const BASE: u64 = 16 << 20;
-/// What is more where experts are streamed: the reader, and tensors on their way. Measured: from less than nothing, as scratch is
-/// not all used, to 15 MiB.
-const STREAM: u64 = 6 << 20;
-/// What is more where text is read, beside what a tokenizer's file makes. Measured: 16 MiB, and 35 from some ten thousand tokens
+/// What of that a run that reads no text holds. Measured: 4 to 5 MiB.
+const BASE: u64 = 5 << 20;
+/// What is more where text is read, beside what a tokenizer's file makes. Measured: 24 MiB, and 35 from some ten thousand tokens
 /// on, in most runs.
-const TEXT: u64 = 16 << 20;
+const TEXT: u64 = 24 << 20;
 /// See [`TEXT`].
 const LONG_TEXT: u64 = 35 << 20;
 const LONG: usize = 12_288;
@@ -78,6 +75,10 @@ pub struct Plan {
     pub program: u64,
     /// Tokens of a prompt that are read at once.
     pub chunk: usize,
+    /// The most tokens of a session.
+    pub context: usize,
+    /// Whether text is read, and not tokens alone.
+    pub reads_text: bool,
     /// Bytes that it is expected to hold when all of the context has been used: what the bounds leave room for beside it are
     /// tables that are made or not, as it happens.
     pub expected: u64,
@@ -88,6 +89,21 @@ impl Plan {
     pub fn total(&self) -> u64 {
         self.weights + self.experts.unwrap_or(0) + self.state + self.scratch + self.program
     }
+
+    /// Bytes that it is expected to hold when a session has used so many tokens of the context.
+    pub fn expected_of(&self, config: &Config, tokens: usize) -> u64 {
+        let tokens = tokens.min(self.context);
+        let of = |tokens| state_bytes(config, tokens) + text_bytes(self.reads_text, tokens);
+        // Scratch grows with the tokens that are read at once.
+        let chunk = self.chunk.max(1);
+        let unused = self.scratch / chunk as u64 * (chunk - tokens.min(chunk)) as u64;
+        self.expected.saturating_sub(of(self.context).saturating_sub(of(tokens)) + unused)
+    }
+}
+
+/// What texts of so many tokens take: the prompt as text and as tokens, and a table that is made for long ones.
+fn text_bytes(reads_text: bool, tokens: usize) -> u64 {
+    40 * tokens.min(1 << 20) as u64 + if reads_text && tokens > LONG { LONG_TEXT } else { 0 }
 }
 
 impl std::fmt::Display for Plan {
@@ -144,11 +160,11 @@ pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Res
         + 20 * wanted.text
         + 40 * wanted.context.min(1 << 20) as u64
         + TENSOR * sizes.tensors as u64;
-    let text = TEXT + 20 * wanted.text + if wanted.context > LONG { LONG_TEXT } else { 0 };
+    let reads_text = wanted.text > 0;
     let base = BASE
         + THREAD * wanted.threads as u64
-        + if wanted.text > 0 { text } else { 0 }
-        + 40 * wanted.context.min(1 << 20) as u64
+        + if reads_text { TEXT + 20 * wanted.text } else { 0 }
+        + text_bytes(reads_text, wanted.context)
         + TENSOR * sizes.tensors as u64;
     let chunks = |most: usize| CHUNKS.into_iter().filter(move |&chunk| chunk <= most);
     // On many threads scratch is wide, and a chunk of few tokens would read all weights again and again.
@@ -166,6 +182,8 @@ pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Res
         scratch: scratch(false, chunk),
         program,
         chunk,
+        context: wanted.context,
+        reads_text,
         expected: weights - sizes.drafts + state + scratch(false, chunk) + base,
     };
     if mapped.total() <= budget {
@@ -188,7 +206,7 @@ pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Res
         all_experts: sizes.expert_bytes,
         scratch: scratch(true, chunk),
         chunk,
-        expected: dense + experts + state + scratch(true, chunk) + base + STREAM,
+        expected: dense + experts + state + scratch(true, chunk) + base,
         ..mapped
     };
     if !sizes.in_files || streamed.total() > budget {
@@ -226,6 +244,9 @@ mod tests {
             plan(&cpu, checkpoint.config(), &sizes, wanted)
         };
         let mapped = of(Some(1 << 40)).unwrap();
+        let expected = |tokens| mapped.expected_of(checkpoint.config(), tokens);
+        assert_eq!((expected(1000), expected(2000)), (mapped.expected, mapped.expected));
+        assert!(expected(10) < expected(500) && expected(500) < mapped.expected);
         assert_eq!(mapped.experts, None);
         let less = of(Some(mapped.total() - 1)).unwrap();
         assert!(less.experts.is_some() && less.total() < mapped.total());

@@ -11,7 +11,7 @@ use super::efficiency::{RESTORE, SAVE};
 use super::faster::{Change, faster};
 use super::machine::Machine;
 use super::memory::{Plan, TooSmall, Wanted, plan};
-use super::speed::{Limit, Seconds, Speed};
+use super::speed::{Limit, Seconds, Speed, chunks};
 use super::stream::{Drawn, Streaming};
 use super::subject::Subject;
 
@@ -210,14 +210,13 @@ impl Planner<'_> {
         let speed = self.speed(machine);
         let chunk = plan.chunk.min(context).max(1);
         let (mut first_token, mut last) = (0.0, (Seconds::default(), chunk));
-        for start in (0..context).step_by(chunk) {
-            let tokens = chunk.min(context - start);
+        for (start, tokens, like) in chunks(0, context, chunk) {
             let ends = start + tokens == context;
             let mut pass = speed.pass(&[Stretch { start, tokens }], usize::from(ends));
             if let Some(memory) = plan.experts {
                 pass = streaming.chunk(pass, tokens, memory, machine.drive.as_ref()?, start == 0);
             }
-            first_token += pass.total();
+            first_token += pass.total() * like;
             // The speed of a prompt is that of its full chunks.
             if tokens == chunk {
                 last = (pass, tokens);

@@ -86,14 +86,22 @@ impl Seconds {
     pub fn add(&mut self, limit: Limit, seconds: f64) {
         self.by[limit as usize] += seconds;
     }
+}
 
-    /// Adds all of another.
-    pub fn add_all(&mut self, other: &Seconds) {
-        self.by.iter_mut().zip(other.by).for_each(|(a, b)| *a += b);
-        self.experts += other.experts;
-        self.least += other.least;
-        self.reading += other.reading;
-    }
+/// A prompt of more chunks than this is told from so many of them, evenly taken: the others lie between.
+const CHUNKS: usize = 4096;
+
+/// The chunks in which the tokens from `from` to `to` are read: the start of each, its tokens, and for how many it stands.
+pub(super) fn chunks(from: usize, to: usize, chunk: usize) -> impl Iterator<Item = (usize, usize, f64)> {
+    let chunk = chunk.max(1);
+    let all = to.saturating_sub(from).div_ceil(chunk);
+    let each = all.div_ceil(CHUNKS).max(1);
+    (0..all).step_by(each).map(move |first| {
+        // The last of those for which it stands.
+        let like = each.min(all - first);
+        let start = from + (first + like - 1) * chunk;
+        (start, chunk.min(to - start), like as f64)
+    })
 }
 
 /// A model on a machine.
@@ -175,6 +183,23 @@ impl Speed<'_> {
                 efficiency(kernel, Class::Avx512)
             }
             kernel => efficiency(kernel, class),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_all_there_or_stand_for_all() {
+        let few: Vec<_> = chunks(3, 10, 4).collect();
+        assert_eq!(few, [(3, 4, 1.0), (7, 3, 1.0)]);
+        assert_eq!(chunks(5, 5, 4).count() + chunks(9, 5, 4).count(), 0);
+        for (to, chunk) in [(CHUNKS * 3 + 1, 1), (1 << 20, 7), (1 << 24, 1)] {
+            let many: Vec<_> = chunks(0, to, chunk).collect();
+            assert!(many.len() <= CHUNKS && many.last().is_some_and(|&(start, n, _)| start + n == to));
+            assert_eq!(many.iter().map(|&(.., like)| like as usize).sum::<usize>(), to.div_ceil(chunk));
         }
     }
 }

@@ -24,8 +24,8 @@ fn is_wanted(file: &Remote) -> bool {
 }
 
 pub(super) fn is_wanted_name(name: &str) -> bool {
-    // A name becomes a path here: none that leads elsewhere or hides.
-    if name.starts_with('.') || name.contains(['/', '\\', '\0']) {
+    // A name becomes a path here, and goes to a terminal: none that leads elsewhere or hides.
+    if name.starts_with('.') || name.contains(['/', '\\']) || name.contains(char::is_control) {
         return false;
     }
     let text = [".json", ".jinja", ".model"].iter().any(|ending| name.ends_with(ending))
@@ -67,6 +67,7 @@ mod tests {
             "original/model.safetensors",
             "../../etc/passwd.json",
             "..\\x.json",
+            "\u{1b}[31mx.json",
             "pytorch_model.bin",
             "figures.png",
         ];

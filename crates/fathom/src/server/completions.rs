@@ -87,14 +87,16 @@ pub(super) enum Strings {
     Many(Vec<String>),
 }
 
-/// The body: a text's wishes, and how its tokens are chosen.
+/// The body: a text's wishes, how its tokens are chosen, and what they are held to.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "each half is read by itself")]
+#[expect(dead_code, reason = "each part is read by itself")]
 pub(super) struct CompletionsBody {
     #[serde(flatten)]
     wanted: Wanted,
     #[serde(flatten)]
     sampled: Sampled,
+    /// One of `json`, `json_object`, `regex`, `choice` and `grammar`.
+    structured_outputs: Option<Value>,
 }
 
 /// Continues texts as they stand.
@@ -264,7 +266,10 @@ impl Writing {
         let mut progress = None;
         match event {
             Event::Queued { ahead } => progress = Some(format!("queued, {ahead} ahead")),
-            Event::Prefill { done, total, .. } => progress = Some(format!("prefill {done}/{total}")),
+            Event::Prefill { done, total, reused } => {
+                (text.prompt_tokens, text.reused) = (total, reused);
+                progress = Some(format!("prefill {done}/{total}"));
+            }
             Event::Failed(_) => {}
             Event::Read { id, logprob, top } => text.read(id, logprob, &top),
             // What comes until the engine hears that it is enough.
@@ -275,7 +280,10 @@ impl Writing {
                 if text.finish.is_some() {
                     self.events.stop(i);
                     // Its end will not come.
-                    self.usage.prompt += if text.counts_prompt { text.prompt_tokens } else { 0 };
+                    if text.counts_prompt {
+                        self.usage.prompt += text.prompt_tokens;
+                        self.usage.reused += text.reused;
+                    }
                 }
             }
             Event::Done { reason, usage } if text.finish.is_none() => {
@@ -286,9 +294,6 @@ impl Writing {
                 }
             }
             Event::Done { .. } => {}
-        }
-        if let Some(total) = progress.as_ref().and_then(|text| text.rsplit_once('/')?.1.parse().ok()) {
-            self.texts[i].prompt_tokens = total;
         }
         Ok(Some((i, progress)))
     }
@@ -360,6 +365,8 @@ struct Text {
     /// Whether its prompt counts: those of a prompt's other texts are the same.
     counts_prompt: bool,
     prompt_tokens: usize,
+    /// Of those, the ones that were not read again.
+    reused: usize,
     new: String,
     logprobs: Option<Logprobs>,
     finish: Option<&'static str>,
@@ -387,6 +394,7 @@ impl Text {
             skip: 0,
             counts_prompt: true,
             prompt_tokens: 0,
+            reused: 0,
             new: String::new(),
             logprobs: logprobs.then(Logprobs::default),
             finish: None,

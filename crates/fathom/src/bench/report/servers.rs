@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use fathom_kernels::human;
 
 use super::super::numbers::median;
-use super::super::{Servers, Spread, Tested};
+use super::super::{Request, Servers, Spread, Tested};
 use super::page::figure;
 use super::scale::{Axis, mebibytes, plain, tokens};
 use super::svg::{Series, bars, escape, lines};
@@ -174,7 +174,7 @@ fn first_tokens(servers: &Servers) -> String {
         let x = Axis { label: "request of the round", log: false, format: plain, binary: false };
         let points = |t: &Tested| {
             let mut by_place: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-            for r in &t.requests {
+            for r in t.requests.iter().filter(|r| r.error.is_none()) {
                 by_place.entry(r.index).or_default().extend(r.first);
             }
             by_place.iter().filter_map(|(&place, firsts)| Some((place as f64 + 1.0, median(firsts)?))).collect()
@@ -183,7 +183,8 @@ fn first_tokens(servers: &Servers) -> String {
         return figure(title, what, &lines(title, &x, &y, &series(&points), None));
     }
     let x = Axis { label: "tokens of the prompt", log: true, format: tokens, binary: true };
-    let points = |t: &Tested| t.requests.iter().filter_map(|r| Some((r.prompt_tokens? as f64, r.first?))).collect();
+    let mark = |r: &Request| Some((r.prompt_tokens? as f64, r.first.filter(|_| r.error.is_none())?));
+    let points = |t: &Tested| t.requests.iter().filter_map(mark).collect();
     let what = "A mark for each request, waiting for others included. Less is better.";
     figure(title, what, &lines(title, &x, &y, &series(&points), None))
 }

@@ -187,6 +187,11 @@ fn show(servers: &Servers, json: bool) -> Outcome {
     for t in &servers.tested {
         writeln!(out, "{}", line(t))?;
     }
+    for t in servers.tested.iter().filter(|t| t.failed.is_none()) {
+        if let Some(why) = t.requests.iter().find_map(|request| request.error.as_ref()) {
+            say!("{}: {} of {} requests failed; the first {why}", t.name, t.summary.errors, t.summary.requests);
+        }
+    }
     Ok(())
 }
 

@@ -110,6 +110,8 @@ pub(in crate::server) struct MessagesBody {
     thinking: Option<Thinking>,
     /// Has the answer's `format`.
     output_config: Option<Value>,
+    /// The same, by an older name.
+    output_format: Option<Value>,
     #[serde(flatten)]
     sampling: Sampled,
 }

@@ -169,7 +169,8 @@ pub(super) struct Position {
     responses((status = 200, body = RewindReply), Refused, OfSessions, WithBody))]
 async fn rewind<G: Generate>(Caller { service, owner }: Caller<G>, Named(name): Named, body: Body) -> Answer {
     let Position { position } = json_body(&service, body).await?;
-    let (slot, work) = (service.take_slot(&owner)?, service.work());
+    let (mut slot, work) = (service.take_slot(&owner)?, service.work());
+    slot.hold(service.desk.prompts(position.min(service.served.context))?);
     let (send, mut events) = mpsc::unbounded_channel();
     let (tell, told) = oneshot::channel();
     let of = (owner.clone(), name.clone());

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Json;
 use axum::body::Body;
@@ -150,11 +150,17 @@ async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String
     let (stream, tokenizer) = (more.stream, Arc::clone(service.prompter.tokenizer()));
     let (for_thread, of) = (Arc::clone(&service), (owner.clone(), name.clone()));
     let (place, mut watch) = (service.prefills.place(&owner), service.watch());
+    // For the prompt, which is known only once the session is at hand; held as long as the place.
+    let room = Arc::new(OnceLock::new());
+    let held_room = Arc::clone(&room);
     let thinks = blocking(&service, move |sessions| {
         let (owner, name) = of;
         let mut thinks = false;
         let with = |before: &[u32]| -> Result<_, ApiError> {
             let tokens = more.after(before, &for_thread.prompter, for_thread.served.thinking)?;
+            // What is longer than the context is the engine's to refuse.
+            let prompt = (before.len() + tokens.len()).min(for_thread.served.context);
+            let _ = room.set(for_thread.desk.prompts(prompt)?);
             let last = tokens.last().or(before.last()).copied();
             thinks = last.is_some_and(|last| for_thread.prompter.begins_thinking(last));
             let request = Request {
@@ -168,7 +174,7 @@ async fn go_on<G: Generate>(service: Arc<Service<G>>, owner: Owner, name: String
             Ok((tokens, request))
         };
         sessions.go_on(&owner, &name, with, move |event| {
-            let _held = (&slot, &work);
+            let _held = (&slot, &work, &held_room);
             watch.see(&event);
             let goes_on = place.see(&event, true);
             match send.send(event).is_ok() && goes_on {

@@ -270,6 +270,7 @@ async fn texts_are_continued() {
         json!({"index": 3, "text": "bone two ", "logprobs": null, "finish_reason": "stop"})
     );
     assert_eq!(reply["usage"]["prompt_tokens"], 2 * (1 + ids("a").len()));
+    assert_eq!(reply["usage"]["prompt_tokens_details"]["cached_tokens"], 2 * 2);
 
     let mut body = body;
     body["stream"] = json!(true);
