@@ -23,6 +23,9 @@ const TOKEN: usize = 12;
 const WORD: usize = 96;
 /// Tokens in a unit.
 const TOKENS: usize = 64;
+/// Bodies that are read at once at most: each is by a thread of its own, in which a tokenizer of V4's vocabulary keeps 15 MB.
+const READERS: usize = 4;
+const READER: usize = 15 << 20;
 
 /// How much bodies may be, from the most tokens of a request.
 #[derive(Debug, Clone, Copy)]
@@ -49,9 +52,10 @@ impl BodyLimits {
         }
     }
 
-    /// Bytes that all of it takes at most: two bodies that arrive, the largest that is read, and prompts.
+    /// Bytes that all of it takes at most: two bodies that arrive, the largest that is read, what readers keep, and prompts.
     pub fn memory(&self) -> u64 {
-        (2 * self.bytes + self.reading(self.bytes, self.values, self.objects) + TOKEN * self.prompts) as u64
+        let reading = self.reading(self.bytes, self.values, self.objects) + READERS * READER;
+        (2 * self.bytes + reading + TOKEN * self.prompts) as u64
     }
 
     /// Bytes that reading a body takes: its text in several forms, and what its values are held in.
@@ -68,6 +72,7 @@ pub(super) struct Desk {
     most: usize,
     arriving: Arc<Semaphore>,
     reading: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
     prompts: Arc<Semaphore>,
 }
 
@@ -77,6 +82,7 @@ pub(super) struct Received {
     pub bytes: Vec<u8>,
     _arrived: Option<OwnedSemaphorePermit>,
     _read: OwnedSemaphorePermit,
+    _reader: OwnedSemaphorePermit,
 }
 
 impl Desk {
@@ -84,7 +90,8 @@ impl Desk {
         let units = |bytes: usize| Arc::new(Semaphore::new(bytes.div_ceil(UNIT).min(Semaphore::MAX_PERMITS)));
         let most = limits.reading(limits.bytes, limits.values, limits.objects).div_ceil(UNIT) + 1;
         let prompts = Arc::new(Semaphore::new(limits.prompts.div_ceil(TOKENS).min(Semaphore::MAX_PERMITS)));
-        Desk { limits, most, arriving: units(2 * limits.bytes), reading: units(most * UNIT), prompts }
+        let (arriving, reading) = (units(2 * limits.bytes), units(most * UNIT));
+        Desk { limits, most, arriving, reading, readers: Arc::new(Semaphore::new(READERS)), prompts }
     }
 
     /// The body's bytes, if they come in time and are no more than may be, once there is room to read them.
@@ -110,9 +117,10 @@ impl Desk {
                 (self.most * UNIT - 6 * bytes.len()) / WORD,
             );
         }
-        let read = Arc::clone(&self.reading).acquire_many_owned(units as u32).await;
-        let read = read.map_err(|_| ApiError::internal("Nothing is read any more."))?;
-        Ok(Received { bytes, _arrived: arrived, _read: read })
+        let closed = |_| ApiError::internal("Nothing is read any more.");
+        let read = Arc::clone(&self.reading).acquire_many_owned(units as u32).await.map_err(closed)?;
+        let reader = Arc::clone(&self.readers).acquire_owned().await.map_err(closed)?;
+        Ok(Received { bytes, _arrived: arrived, _read: read, _reader: reader })
     }
 
     async fn arrive(&self, body: Body) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {

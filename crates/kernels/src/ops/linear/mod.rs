@@ -24,6 +24,8 @@ use int8::Quantised;
 
 /// Rows of a matrix that a task multiplies with many inputs, or [`rows_of_many`].
 pub(crate) const ROWS: usize = 72;
+/// Inputs that are few: weights are decoded as they are used.
+const FEW: usize = 8;
 /// Inputs that a task takes at once.
 pub(crate) const INPUTS: usize = 128;
 /// Tasks a thread that one input's rows are cut into at most, so that some are left to share out when another program takes
@@ -106,20 +108,35 @@ pub(crate) fn product(
             assert!(w.format == Format::Fp4 && x.fits(w.cols), "rounded inputs meet FP4 of their width");
             isa.run(int8::Product { w, rows, x, picks, out });
         }
-        (Input::Float { data, stride, offset, round }, &[pick]) => {
-            let x = &data[pick as usize * stride + offset..][..w.cols];
-            // SAFETY: the only slice.
-            let out = unsafe { out.of(0, 0..rows.len()) };
-            if round {
-                let mut x = x.to_vec();
-                isa.run(Round(&mut x));
-                isa.run(gemv::Gemv { w, rows, x: &x, out });
-            } else {
-                isa.run(gemv::Gemv { w, rows, x, out });
+        (Input::Float { data, stride, offset, round }, _) if picks.len() <= FEW => {
+            let mut x: Vec<&[f32]> =
+                picks.iter().map(|&pick| &data[pick as usize * stride + offset..][..w.cols]).collect();
+            let rounded = round.then(|| {
+                let mut all = x.concat();
+                isa.run(Round(&mut all));
+                all
+            });
+            if let Some(rounded) = &rounded {
+                x = rounded.chunks_exact(w.cols).collect();
             }
+            few(isa, w, rows, &x, out);
         }
         (Input::Float { data, stride, offset, round }, _) => {
             isa.run(gemm::Gemm { w, rows, data, stride, offset, round, picks, out });
+        }
+    }
+}
+
+/// Some rows of w times at most [`FEW`] inputs.
+fn few(isa: Isa, w: &Matrix<Buffer>, rows: Range<usize>, x: &[&[f32]], out: Place<'_>) {
+    for (first, x) in (0..).step_by(4).zip(x.chunks(4)) {
+        let rows = rows.clone();
+        match *x {
+            [a] => isa.run(gemv::Gemv { w, rows, x: [a], first, out }),
+            [a, b] => isa.run(gemv::Gemv { w, rows, x: [a, b], first, out }),
+            [a, b, c] => isa.run(gemv::Gemv { w, rows, x: [a, b, c], first, out }),
+            [a, b, c, d] => isa.run(gemv::Gemv { w, rows, x: [a, b, c, d], first, out }),
+            _ => unreachable!("four at once"),
         }
     }
 }
@@ -156,7 +173,7 @@ impl Cut {
     fn new(pool: &Pool, projection: &Projection<'_>, n: usize, total: usize) -> Self {
         let each = projection.w.rows / projection.groups;
         let (rows, inputs) = match n {
-            1 => (rows_of_one(pool, total, projection.w.format.row_bytes(projection.w.cols)), 1),
+            1..=FEW => (rows_of_one(pool, total, projection.w.format.row_bytes(projection.w.cols)), FEW),
             // Not so many that threads go without.
             _ if total * n.div_ceil(INPUTS) < 8 * pool.threads() * rows_of_many(projection.w.cols) => (ROWS, INPUTS),
             _ => (rows_of_many(projection.w.cols), INPUTS),
@@ -176,8 +193,8 @@ pub(crate) fn linear(isa: Isa, pool: &Pool, profile: Profile, x: &[f32], n: usiz
         assert!(*groups == 1 || !is_int8(profile, w), "grouped matrices are not FP4");
     }
     let rounded = all.iter().find(|p| is_int8(profile, p.w)).map(|p| Quantised::new(isa, pool, x, p.w.cols));
-    // One input is rounded once for all tasks, many as they are packed.
-    let alone = (n == 1 && all.iter().any(|p| is_bf16(profile, p.w))).then(|| {
+    // Few inputs are rounded once for all tasks, many as they are packed.
+    let alone = (n <= FEW && all.iter().any(|p| is_bf16(profile, p.w))).then(|| {
         let mut x = x.to_vec();
         isa.run(Round(&mut x));
         x
