@@ -15,7 +15,7 @@ use super::store::{bytes, cache_folder};
 use crate::chat::{Dialect, Loading, Prompter, Tokenizer};
 use crate::doctor::shard_files;
 use crate::plan::{Forecast, PROBE, Plan, Wanted, measure, measure_drive, plan, remember, remembered};
-use crate::ui::say;
+use crate::ui::{forget_peak, say};
 
 /// The name of the embedded model.
 pub const EMBEDDED: &str = "demo";
@@ -205,7 +205,12 @@ fn forecast(cpu: &Cpu, files: &Files, options: &Options, plan: Plan, sizes: Size
     let known = cache.as_deref().and_then(|folder| remembered(folder, cpu, probe));
     let mut machine = match known.clone() {
         Some(machine) => machine,
-        None => measure(cpu, probe).ok()?,
+        None => {
+            let measured = measure(cpu, probe).ok()?;
+            // What the probe took, within the plan, is given back; the peak that is told at the end is the model's.
+            forget_peak();
+            measured
+        }
     };
     if let (Some(folder), None, true) = (&files.folder, machine.drive, plan.experts.is_some()) {
         machine.drive = shard_files(folder).and_then(|files| measure_drive(folder, &files)).ok();
