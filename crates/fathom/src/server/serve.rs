@@ -274,7 +274,7 @@ pub fn serve<G: Generate>(
 }
 
 /// Serves on `listener` until `stop` comes, then finishes what runs as far as there is time. Connections that are open when
-/// nothing has run for [`GRACE`] are left to the runtime, which ends them with itself.
+/// nothing has run for a moment are left to the runtime, which ends them with itself.
 pub async fn serve_until<G: Generate>(
     listener: TcpListener,
     service: Arc<Service<G>>,
