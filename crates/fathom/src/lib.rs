@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod chat;
 pub mod cli;
+mod clock;
 pub mod demo;
 pub mod doctor;
 pub mod drive;

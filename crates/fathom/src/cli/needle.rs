@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Outcome;
 use super::model::Options;
 use super::store::StoreOptions;
-use super::targets::{Asking, Targets};
+use super::targets::{Asking, ServerFlags, Targets};
 use crate::bench::{
     About, Asked, Cell, Folder, Grid, INTERRUPTED, Item, Limits, Message, Report, Target, ask, axes, end, groups,
     interrupted, shares, stop_on_ctrl_c, until_interrupted,
@@ -31,10 +31,8 @@ const ENOUGH: usize = 3;
 pub struct Args {
     /// A folder with an official checkpoint [default: the embedded model, or none beside --url]
     model: Option<PathBuf>,
-    /// A server that speaks OpenAI's API, with a name for it if you like: http://127.0.0.1:8000 or vllm=http://10.0.0.7:8000/v1;
-    /// may be given again
-    #[arg(long, value_name = "[NAME=]URL")]
-    url: Vec<String>,
+    #[command(flatten)]
+    servers: ServerFlags,
     /// What is hidden and asked, with commas between
     #[arg(long, value_enum, value_delimiter = ',', default_value = "single,multi,chain,aggregate")]
     kinds: Vec<Kind>,
@@ -56,15 +54,6 @@ pub struct Args {
     /// A file that answers are added to as they come; what is in it is not asked again [default: needle.jsonl in --report]
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
-    /// Seconds of silence after which a server is given up
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    timeout: u32,
-    /// The model to ask servers for [default: the first that each lists]
-    #[arg(long, value_name = "NAME")]
-    model_name: Option<String>,
-    /// A file with the API key that the servers at --url want
-    #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
     /// A folder for a page with heat maps, the numbers as JSON, and a table as CSV
     #[arg(long, value_name = "FOLDER")]
     report: Option<PathBuf>,
@@ -104,10 +93,7 @@ pub fn needle(args: &Args) -> Outcome {
     let longest = args.lengths.iter().max().map_or(0, |&n| n as usize);
     let asking = Asking {
         model: args.model.as_deref(),
-        urls: &args.url,
-        model_name: args.model_name.as_deref(),
-        key: args.key.as_deref(),
-        timeout: Duration::from_secs(args.timeout.into()),
+        servers: &args.servers,
         options: &args.options,
         store: &args.store,
         context: longest + longest / 8 + args.max_tokens as usize + 512,
@@ -122,7 +108,7 @@ pub fn needle(args: &Args) -> Outcome {
         frontiers: None,
         needle: Some(Grid::default()),
     };
-    let mut run = Run { args, kept, report, folder, limits: Limits { timeout: asking.timeout } };
+    let mut run = Run { args, kept, report, folder, limits: Limits { timeout: args.servers.timeout() } };
     let mut asked = Ok(());
     for client in &targets.clients {
         // One that fails keeps nobody from the others.
@@ -132,7 +118,7 @@ pub fn needle(args: &Args) -> Outcome {
         }
     }
     targets.end();
-    run.end(asked, args.model.is_none() && args.url.is_empty())
+    run.end(asked, args.model.is_none() && args.servers.url.is_empty())
 }
 
 /// Every cell, short texts first.

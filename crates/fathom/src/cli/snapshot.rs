@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 use fathom_engine::{Owner, Session};
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 use super::store::StoreOptions;
+use crate::clock::now;
 use crate::ui::{commas, duration, out};
 
 /// Flags of `fathom snapshot`.
@@ -247,8 +247,4 @@ fn export(namespace: &Namespace, id: &Id, file: &PathBuf) -> Outcome {
         let _ = std::fs::remove_file(file);
     }
     Ok(written?)
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,6 +1,6 @@
 //! The servers that a command measures or asks: those at addresses, and fathom's own with a model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -14,18 +14,37 @@ use crate::ui::say;
 /// The longest key that is read, in bytes.
 const LONGEST_KEY: u64 = 64 << 10;
 
+/// Flags that say which servers are asked, and how.
+#[derive(Debug, clap::Args)]
+pub struct ServerFlags {
+    /// A server that speaks OpenAI's API, with a name for it if you like: http://127.0.0.1:8000 or vllm=http://10.0.0.7:8000/v1;
+    /// may be given again; a MODEL is served beside them
+    #[arg(long, value_name = "[NAME=]URL")]
+    pub url: Vec<String>,
+    /// Seconds of silence after which a server is given up
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    timeout: u32,
+    /// The model to ask servers for [default: the first that each lists]
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// A file with the API key that the servers at --url want
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
+impl ServerFlags {
+    /// How long servers may be silent.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout.into())
+    }
+}
+
 /// Who is to be asked, and how.
 pub struct Asking<'a> {
     /// A model that fathom serves itself; the embedded one where there is none and no address either.
     pub model: Option<&'a Path>,
-    /// Addresses.
-    pub urls: &'a [String],
-    /// The model that they are asked for.
-    pub model_name: Option<&'a str>,
-    /// A file with their API key.
-    pub key: Option<&'a Path>,
-    /// How long they may be silent.
-    pub timeout: Duration,
+    /// Servers at addresses.
+    pub servers: &'a ServerFlags,
     /// How to run fathom's own.
     pub options: &'a Options,
     /// Where its sessions are kept.
@@ -49,22 +68,24 @@ impl Targets {
     /// # Errors
     /// The first that cannot be asked, and why.
     pub fn connect(asking: &Asking<'_>) -> Result<Targets, Box<dyn std::error::Error>> {
-        let parsed = asking.urls.iter().map(|url| parse_target(url)).collect::<Result<Vec<_>, _>>()?;
+        let ServerFlags { url: urls, model_name, key, .. } = asking.servers;
+        let timeout = asking.servers.timeout();
+        let parsed = urls.iter().map(|url| parse_target(url)).collect::<Result<Vec<_>, _>>()?;
         let runs_own = asking.model.is_some() || parsed.is_empty();
         let mut names: Vec<&str> = parsed.iter().map(|(name, _)| name.as_str()).collect();
         names.extend(runs_own.then_some("fathom"));
         if let Some((i, name)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-            let given = asking.urls.get(i).map_or("MODEL, which is served as fathom", String::as_str);
+            let given = urls.get(i).map_or("MODEL, which is served as fathom", String::as_str);
             return Err(format!("two servers are called {name}; give {given} another name: NAME=URL").into());
         }
-        let key = asking.key.map(read_key).transpose()?;
+        let key = key.as_deref().map(read_key).transpose()?;
         // The model needs the cores; passing tokens on needs little.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         // Those at addresses first: a model takes longer to load than a wrong address to be found.
         let mut clients = Vec::new();
         for (name, url) in parsed {
-            let model = asking.model_name.map(str::to_owned);
-            let target = runtime.block_on(Target::connect(name, url, model, key.clone(), asking.timeout))?;
+            let model = model_name.clone();
+            let target = runtime.block_on(Target::connect(name, url, model, key.clone(), timeout))?;
             clients.push(Client { target, ledger: None });
         }
         let mut own = None;
@@ -73,7 +94,7 @@ impl Targets {
             let served = Own::start(&runtime, files, asking.options, asking.store, asking.context)?;
             say!("fathom: {}", served.about);
             let (_, url) = parse_target(&format!("http://{}", served.address))?;
-            let connected = runtime.block_on(Target::connect("fathom".to_owned(), url, None, None, asking.timeout));
+            let connected = runtime.block_on(Target::connect("fathom".to_owned(), url, None, None, timeout));
             let mut target = connected?;
             target.pid = Some(std::process::id());
             target.software =

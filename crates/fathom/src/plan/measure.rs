@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use fathom_kernels::{Cpu, Error};
 use serde::{Deserialize, Serialize};
 
 use super::free_memory;
 use super::machine::{Drive, Machine};
+use crate::clock::now;
 use crate::doctor::{pace, processor_name};
 
 /// Bytes that are read to measure memory, where there is room for that.
@@ -25,10 +25,6 @@ struct Remembered {
     processor: String,
     probe: u64,
     machine: Machine,
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs())
 }
 
 /// Measures processor and memory, for about a second, reading `probe` bytes of memory again and again.

@@ -22,11 +22,12 @@ use super::dialect::{Unsupported, never, refuse};
 use super::events::Events;
 use super::form::structured;
 use super::openapi::{Asked, CompletionsReply, Refused, ServerEvent, WithBody};
-use super::reply::{KEEP_ALIVE, LOWEST_LOGPROB, now, reply_id};
+use super::reply::{KEEP_ALIVE, LOWEST_LOGPROB, reply_id};
 use super::request::{Sampled, json as parsed, typed};
 use super::{ApiError, Generate, Service};
 use crate::chat::constraint::{Form, Said};
 use crate::chat::{Decoder, Stops, Tokenizer};
+use crate::clock::now;
 
 /// The most texts of one request.
 const CHOICES: usize = 128;

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::extract::{Caller, Named};
 use super::openapi::{Gone, List, Named404, PrefillReply, Refused};
-use super::reply::now;
 use super::{ApiError, Generate};
+use crate::clock::now;
 
 /// One prompt that is being read.
 #[derive(Debug)]

@@ -24,6 +24,7 @@ use super::events::Events;
 use super::request::{ChatRequest, json};
 use super::{ApiError, Generate, Service};
 use crate::chat::{Output, TextSeam, Tokenizer, explain};
+use crate::clock::now;
 use deepseek_recipe::stream::InferenceTokenLogprob;
 use fathom_engine::{Constraint, Event, Finish, Logprob, Request};
 
@@ -326,10 +327,4 @@ fn token_logprob(logprob: f32, top: &[Logprob]) -> InferenceTokenLogprob {
 pub(super) fn reply_id(kind: &str) -> String {
     // Each RandomState has keys of its own, from the system's randomness at first.
     format!("{kind}{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1))
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }

@@ -16,11 +16,11 @@ use super::log::Log;
 use super::metrics::{Metrics, Watch};
 use super::prefills::Prefills;
 use super::rates::{KeyLimits, Rates, Turn};
-use super::reply::now;
 use super::routes::router;
 use super::{ApiError, Generate, Keys, Served, Tls, Traces, signals};
 use crate::Error;
 use crate::chat::Prompter;
+use crate::clock::now;
 
 /// What connections get to end by themselves once the server stops and nothing runs: one may have half a request to send,
 /// or answers that nobody reads.

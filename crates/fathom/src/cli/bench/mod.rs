@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use super::Outcome;
 use super::model::Options;
 use super::store::StoreOptions;
+use super::targets::ServerFlags;
 use crate::bench::Workload;
 
 /// Flags of `fathom bench`.
@@ -34,10 +35,8 @@ pub struct Args {
     /// --workload: about how many tokens the longest prompt has [default there: 4096]
     #[arg(long, value_parser = clap::value_parser!(u32).range(256..=1 << 24))]
     context: Option<u32>,
-    /// A server that speaks OpenAI's API, with a name for it if you like: http://127.0.0.1:8000 or vllm=http://10.0.0.7:8000/v1;
-    /// may be given again; a MODEL is served beside them
-    #[arg(long, value_name = "[NAME=]URL")]
-    url: Vec<String>,
+    #[command(flatten)]
+    servers: ServerFlags,
     /// What servers are asked; a MODEL without --url is served and measured alone [default with --url: chat]
     #[arg(long, value_enum, conflicts_with = "trace")]
     workload: Option<Workload>,
@@ -60,15 +59,6 @@ pub struct Args {
     /// The most tokens of an answer [default: as the workload says]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     max_tokens: Option<u32>,
-    /// Seconds of silence after which a server is given up
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    timeout: u32,
-    /// The model to ask servers for [default: the first that each lists]
-    #[arg(long, value_name = "NAME")]
-    model_name: Option<String>,
-    /// A file with the API key that the servers at --url want
-    #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
     /// A folder for a page with charts, the numbers as JSON, and tables as CSV
     #[arg(long, value_name = "FOLDER")]
     report: Option<PathBuf>,
@@ -89,7 +79,7 @@ fn positive(text: &str) -> Result<f64, String> {
 
 /// Times a model, or servers.
 pub fn bench(args: &Args) -> Outcome {
-    let asks = args.workload.is_some() || args.trace.is_some() || !args.url.is_empty() || args.export.is_some();
+    let asks = args.workload.is_some() || args.trace.is_some() || !args.servers.url.is_empty() || args.export.is_some();
     match args.context {
         _ if asks => servers::servers(args),
         Some(context) => frontiers::frontiers(args, context as usize),

@@ -1,7 +1,6 @@
 //! Servers under the same work, side by side.
 
 use std::io::Write;
-use std::time::Duration;
 
 use serde_json::json;
 
@@ -46,7 +45,7 @@ pub fn servers(args: &Args) -> Outcome {
     if let Some(path) = &args.export {
         write_whole(path, export(&first).as_bytes())?;
         say!("{}: {} requests", path.display(), commas(first.len()));
-        if args.url.is_empty() && args.model.is_none() {
+        if args.servers.url.is_empty() && args.model.is_none() {
             return Ok(());
         }
     }
@@ -56,10 +55,7 @@ pub fn servers(args: &Args) -> Outcome {
     let answers = first.iter().map(|item| item.max_tokens).max().unwrap_or(0);
     let asking = Asking {
         model: args.model.as_deref(),
-        urls: &args.url,
-        model_name: args.model_name.as_deref(),
-        key: args.key.as_deref(),
-        timeout: Duration::from_secs(args.timeout.into()),
+        servers: &args.servers,
         options: &args.options,
         store: &args.store,
         // The guess of a prompt's length may be wrong by half.
@@ -85,7 +81,7 @@ pub fn servers(args: &Args) -> Outcome {
     };
     let how = Rounds {
         rounds: servers.rounds,
-        limits: Limits { timeout: asking.timeout },
+        limits: Limits { timeout: args.servers.timeout() },
         items: &|round| work.items(args, round),
         keep: &mut keep,
         tell: &|what| say!("{what}"),
