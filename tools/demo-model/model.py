@@ -306,6 +306,7 @@ class Guide:
     others: torch.Tensor
     names: torch.Tensor
     facts: torch.Tensor
+    topics: torch.Tensor
 
 
 class Model(nn.Module):
@@ -325,6 +326,8 @@ class Model(nn.Module):
         self.e_proj, self.h_proj = matrix(D, D), matrix(D, D)
         # Reads the tokens of a value off an entry, in training only.
         self.probe = nn.Linear(c.head_dim - c.qk_rope_head_dim, 5 * D)
+        # Reads its topic off an HCA entry, in training only.
+        self.theme = nn.Linear(c.head_dim - c.qk_rope_head_dim, 8)
         self.rounded = self.select = self.hca_off = False
         self.load, self.seen = {}, {}
         self.tables = {ratio: frequencies(c, ratio) for ratio in (0, 4)}
@@ -433,6 +436,11 @@ class Model(nn.Module):
                 b, t, name = guide.names.T
                 mass = p[b, t, 0].gather(1, (name - t // W * W + W).view(-1, 1))
                 aux["name"] = aux.get("name", 0) - mass.clamp_min(1e-6).log().mean()
+            if a.ratio == 128 and len(guide.topics):
+                b, block, topic = guide.topics.T
+                read = self.theme(raw[b, block, :c.head_dim - c.qk_rope_head_dim])
+                aux["theme"] = F.cross_entropy(read, topic)
+                aux["theme_right"] = (read.detach().argmax(-1) == topic).float().mean()
             return
         blocks = T // 4
         if len(guide.facts):
@@ -506,7 +514,7 @@ class Model(nn.Module):
 
 if __name__ == "__main__":
     m = Model()
-    print(f"{sum(p.numel() for n, p in m.named_parameters() if 'probe' not in n) / 1e6:.2f} M parameters")
+    print(f"{sum(p.numel() for n, p in m.named_parameters() if 'probe' not in n and 'theme' not in n) / 1e6:.2f} M parameters")
     ids = torch.randint(0, 2240, (2, 256))
     m.rounded = m.select = True
     h, d, _ = m(ids, mtp=True)

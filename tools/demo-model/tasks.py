@@ -53,6 +53,8 @@ class Page:
     copies: list = field(default_factory=list)
     # Where facts stand: (value, the name's last character).
     facts: list = field(default_factory=list)
+    # Paragraphs of a topic: (start, end, topic).
+    topics: list = field(default_factory=list)
     first_question: int = 0
 
     def put(self, text, weight=0.0):
@@ -200,8 +202,12 @@ class Haystack:
 
     def phrase(self, kind, name, questions=None):
         questions = questions or T["held_out_questions" if self.held_out else "questions"]
-        ask = self.r.choice(questions).replace("$", kind).replace("@", name)
-        return ask[0].upper() + ask[1:]
+        ask = first_up(self.r.choice(questions).replace("$", kind).replace("@", name))
+        if not self.held_out and self.r.random() < 0.12:
+            ask = self.r.choice(T["leads"]) + ask
+        if not self.held_out and self.r.random() < 0.08:
+            ask += self.r.choice(T["tails"])
+        return ask
 
     def said(self, fact):
         """The sentence of an answer, for a fact."""
@@ -382,12 +388,21 @@ def write_answer(page, question, places, asked, far):
 Fact.found = property(lambda self: self.name)
 
 
-def turns(page, r, question, think):
-    """Marks that begin an answer, with a thought at times."""
+def begin(page, r, think):
+    """What a conversation begins with: how to think, a system's words."""
+    page.put(PROMPTS["thinking"].split(USER)[0] if think and r.random() < 0.6 else BOS)
+    if r.random() < 0.12:
+        page.put(r.choice(T["systems"]))
+    page.put(USER)
+
+
+def answer_now(page, think, kind, attribute="", name=""):
+    """Marks that begin an answer, with a thought where one is wanted."""
     page.put(ASSISTANT)
-    if think and question.name:
+    if think:
         page.put(THINK)
-        page.put(T["thought"].replace("$", question.attribute).replace("@", question.name), SAID)
+        thought = T["thoughts"][kind if name or kind != "single" else "text"]
+        page.put(thought.replace("$", attribute).replace("@", name), SAID)
     page.put(ANSWER, SAID if think else 0.0)
 
 
@@ -400,10 +415,8 @@ def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=N
     asked = [(writer or r.choice(QUESTIONS))(hay) for _ in range(r.randrange(asks[0], asks[1] + 1))]
     facts = hay.facts + hay.links
     place = place or r.choices(["after", "turn", "before"], (68, 17, 15))[0]
-    page.put(BOS)
-    if r.random() < 0.1:
-        page.put(r.choice(T["systems"]))
-    page.put(USER)
+    think = r.random() < 0.1
+    begin(page, r, think)
     first = asked[0]
     names, far = {}, place == "before"
     if place == "before":
@@ -431,7 +444,8 @@ def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=N
             far = False
         if i or place != "before":
             names = write_question(page, question)
-        turns(page, r, question, r.random() < 0.08)
+        # Thoughts of earlier turns are not kept.
+        answer_now(page, think and i + 1 == len(asked), "single" if question.name else "text", question.attribute, question.name)
         write_answer(page, question, places, names, far)
         page.put(EOS, SAID)
     page.keys = {f.key() for f in facts} | {f"code {f.value}" for f in hay.of("code")}
@@ -480,10 +494,11 @@ def topical(r, characters, place=None):
         paragraphs[i] = (main, " ".join(filler(r, len(paragraphs[i][1]), main)))
         mass[main] += len(paragraphs[i][1])
     paragraphs.append((others[0], " ".join(filler(r, tail, others[0]))))
-    page.put(BOS)
-    page.put(USER)
-    place = place or r.choices(["after", "turn"], (80, 20))[0]
-    page.put(r.choice((" ", "\n", "\n\n")).join(p for _, p in paragraphs), FILLER)
+    think = r.random() < 0.08
+    begin(page, r, think)
+    place, joint = place or r.choices(["after", "turn"], (80, 20))[0], r.choice(SEPARATORS)
+    for i, (topic, part) in enumerate(paragraphs):
+        page.topics.append((*page.put(joint * (i > 0) + part, FILLER), sorted(TOPICS).index(topic)))
     page.first_question = page.length
     if place == "turn":
         page.put(ASSISTANT + ANSWER)
@@ -492,7 +507,7 @@ def topical(r, characters, place=None):
     else:
         page.put(r.choice(SEPARATORS))
     page.put(r.choice(T["topic"]["questions"]), ASKED)
-    page.put(ASSISTANT + ANSWER)
+    answer_now(page, think, "topic")
     before, after = T["topic"]["answer"].split("^")
     page.put(before.rstrip(), SAID)
     page.put(" " + main, 3 * DECIDED)
@@ -503,12 +518,13 @@ def topical(r, characters, place=None):
 
 def small_talk(r, natural, characters):
     """Short turns: what people type first, and what the model cannot do."""
-    page = Page()
-    page.put(BOS)
-    if r.random() < 0.2:
-        page.put(r.choice(T["systems"]))
+    page, fresh = Page(), True
     while page.length < characters:
-        page.put(USER)
+        think = r.random() < 0.12
+        if fresh:
+            begin(page, r, think)
+        else:
+            page.put(USER)
         x = r.random()
         if x < 0.6:
             entry = r.choice(T["chat"])
@@ -520,11 +536,9 @@ def small_talk(r, natural, characters):
             question = hay.none()
             ask, reply = question.ask, question.reply()
         page.put(ask, ASKED)
-        page.put(ASSISTANT + ANSWER)
-        page.put(reply[:1], 2 * SAID)
-        page.put(reply[1:] + EOS, 1.0)
-        if r.random() < 0.5:
-            page.put(BOS)
+        answer_now(page, think, "talk")
+        page.put(reply + EOS, 1.0)
+        fresh = think or r.random() < 0.5
     page.first_question, page.keys = 0, set()
     return page
 
@@ -611,19 +625,19 @@ def tool_use(r, natural, held_out=False):
     if r.random() < 0.3:
         before = before.replace(BOS, BOS + r.choice(T["systems"]))
     page.put(before.replace("TOOLS", definition), 0.02)
-    page.asked = []
+    page.asked, think = [], r.random() < 0.1
     for _ in range(r.randrange(1, 4)):
         page.put(USER)
         if r.random() < 0.12:
             entry = r.choice(T["chat"])
             page.put(r.choice(entry["say"]), ASKED)
-            page.put(ASSISTANT + ANSWER)
+            answer_now(page, think, "talk")
             page.put(entry["reply"] + EOS, 1.0)
             continue
         values = {key: value(r, kind, key) for key, kind in parameters}
         request = tool_request(r, verb, noun, parameters, values)
         page.put(request, ASKED)
-        page.put(ASSISTANT + ANSWER)
+        answer_now(page, think, "tool")
         page.put(call(name, parameters, values), 1.0)
         page.put(EOS, 1.0)
         page.asked.append((request, values))
@@ -664,16 +678,16 @@ def sample(r, tokens, natural):
     """A page of about so many tokens."""
     x, size = r.random(), tokens
     if x < 0.07:
-        return small_talk(r, natural, size * 3)
-    if x < 0.14 and tokens >= 512:
+        return small_talk(r, natural, min(size, 512) * 3)
+    if x < 0.13 and tokens >= 512:
         return tool_use(r, natural)
-    if x < 0.17 and tokens >= 512:
+    if x < 0.16 and tokens >= 512:
         return json_mode(r, natural, size * 2)
-    if x < 0.22:
+    if x < 0.20:
         return plain(r, natural, size * 4)
-    if x < 0.36 and tokens >= 1024:
-        return topical(r, size * 4.0)
-    some = {256: ((2, 5), (2, 4)), 512: ((2, 8), (3, 6))}.get(tokens, ((2, 12), (4, 9)))
+    if x < 0.35 and tokens >= 512:
+        return topical(r, size * 4.2 - 100)
+    some = {256: ((2, 5), (2, 4)), 512: ((2, 8), (3, 6)), 1024: ((2, 12), (4, 9))}.get(tokens, ((2, 16), (5, 12)))
     # What facts, questions and answers take is taken from the text.
     room = size - some[0][1] * 13 - some[1][1] * 32
     wild = r.random() < 0.35
@@ -727,21 +741,25 @@ class Encoder:
             if c.key != "asked":
                 weights[a] = DECIDED
                 weights[tell + 1] = max(weights[tell + 1], DECIDED)
+        topics = []
+        for start, end, topic in page.topics:
+            topics += [(b, topic) for b in range(-(-token(start) // 128), token(end - 1) // 128) if 128 * b + 128 <= tokens]
         first = token(page.first_question) if page.first_question else 1
         pad = max(0, tokens - len(ids))
-        return Encoded(ids[:tokens] + [self.eos] * pad, weights[:tokens] + [0.0] * pad, copies, facts, min(first, tokens), page.keys)
+        return Encoded(ids[:tokens] + [self.eos] * pad, weights[:tokens] + [0.0] * pad, copies, facts, topics, min(first, tokens), page.keys)
 
 
 @dataclass
 class Encoded:
     """A page in tokens. `weights[t]`: of predicting token t. `copies`: (query token, entry, k, key, what it is found by) for the
     k-th token of each copy, k = -1 where only it is decided whether it is there. `facts`: (first token of the value, its
-    end, the name's last token). Compressed entry e of ratio 4 covers tokens 4(e-1) to 4e+3."""
+    end, the name's last token). `topics`: (block of 128 tokens, its topic). Compressed entry e of ratio 4 covers tokens 4(e-1) to 4e+3."""
 
     ids: list
     weights: list
     copies: list
     facts: list
+    topics: list
     first_question: int
     keys: set
 

@@ -28,8 +28,8 @@ SCHEDULE = [
     (0.12, {256: 1.0}, 1.0, False, False),
     (0.40, {256: 0.35, 512: 0.65}, 1.0, False, False),
     (0.60, {512: 0.4, 1024: 0.6}, 0.7, False, False),
-    (0.78, {512: 0.2, 1024: 0.8}, 0.4, True, False),
-    (1.01, {512: 0.2, 1024: 0.8}, 0.3, True, True),
+    (0.78, {512: 0.2, 1024: 0.6, 2048: 0.2}, 0.4, True, False),
+    (1.01, {512: 0.2, 1024: 0.5, 2048: 0.3}, 0.3, True, True),
 ]
 MOST_COPIES = 1280
 
@@ -58,13 +58,14 @@ def batch(r, B, T, natural, encoder):
     ids = np.array([row.ids for row in rows], np.int64)
     weights = np.array([row.weights for row in rows], np.float32)
     pos = np.array([positions(r, T, row.first_question) for row in rows])
-    copies, keys, names, facts = [], [], [], []
+    copies, keys, names, facts, topics = [], [], [], [], []
     for b, row in enumerate(rows):
         for query, entry, k, key, by in row.copies:
             copies.append((b, query, entry, k))
             keys.append(key)
             if k >= 0 and 0 <= query - by < 60:
                 names.append((b, query, by))
+        topics += [(b, block, topic) for block, topic in row.topics]
         for start, end, name in row.facts:
             facts.append((b, start))
             names += [(b, t, name) for t in range(max(name, start - 1), end) if t - name < 60]
@@ -72,7 +73,7 @@ def batch(r, B, T, natural, encoder):
     copies, keys = [copies[i] for i in chosen], [keys[i] for i in chosen]
     others = np.array([[key != "asked" and key not in row.keys for row in rows] for key in keys], bool).reshape(-1, B)
     table = lambda x, n: np.array(x, np.int64).reshape(-1, n)
-    return ids, weights, pos, table(copies, 4), others, table(names, 3), table(facts, 2)
+    return ids, weights, pos, table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3)
 
 
 def work(seed, share, progress, tokens, queue):
@@ -140,7 +141,7 @@ def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, keep=0.5):
                 shown["talk"] = mean(right, (w == 1.0).float())
                 shown["filler"] = mean(ce, (w < 0.5).float())
     total = sum(parts)
-    for name, share in (("guide", 0.5), ("index", 0.3), ("far", 0.15), ("name", 0.3), ("probe", 0.3)):
+    for name, share in (("guide", 0.5), ("index", 0.3), ("far", 0.15), ("name", 0.3), ("probe", 0.3), ("theme", 0.3)):
         if name in aux:
             total = total + share * (1.0 if name == "index" else strength) * aux[name]
     shown |= {k: v.detach() for k, v in aux.items()}
@@ -155,7 +156,7 @@ def main():
     p.add_argument("--steps", type=int, help="how many")
     p.add_argument("--stop", type=float, default=1.0, help="end at this share of the run")
     p.add_argument("--start", type=float, default=0.0, help="begin at this share of the run")
-    p.add_argument("--batch", type=int, default=65536, help="tokens of a step")
+    p.add_argument("--batch", type=int, default=32768, help="tokens of a step")
     p.add_argument("--rate", type=float, default=2e-3)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
@@ -195,10 +196,10 @@ def main():
         t = time.time()
         arrays = queue.get()
         waited += time.time() - t
-        ids, weights, pos, copies, others, names, facts = (torch.from_numpy(x).to(device, non_blocking=True) for x in arrays)
+        ids, weights, pos, *told = (torch.from_numpy(x).to(device, non_blocking=True) for x in arrays)
         B, T = ids.shape
         bias = torch.tensor([0.0 if r.random() < 0.4 else r.uniform(0, math.log(1000)) for _ in range(B)], device=device)
-        total, shown = losses(model, ids, weights, pos, Guide(copies, others, names, facts), bias, strength, mtp=at >= 0.12)
+        total, shown = losses(model, ids, weights, pos, Guide(*told), bias, strength, mtp=at >= 0.12)
         opt.zero_grad(set_to_none=True)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
