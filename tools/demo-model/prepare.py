@@ -116,7 +116,7 @@ def words(texts):
             yield value
         elif isinstance(value, dict):
             for key, part in value.items():
-                if key not in ("slots", "syllables", "topics", "values", "about"):
+                if key not in ("slots", "syllables", "onsets", "codas", "topics", "values", "about"):
                     yield from sentences(part)
         elif isinstance(value, list):
             for part in value:

@@ -76,7 +76,18 @@ def code(r):
 
 
 def invented(r):
-    return "".join(r.choice(SYLLABLES) for _ in range(r.choice((2, 2, 3)))).capitalize()
+    """A name that nobody has: syllables, and at times letters that end them."""
+    if r.random() < 0.6:
+        return "".join(r.choice(SYLLABLES) for _ in range(r.choice((2, 2, 3)))).capitalize()
+    part = lambda: r.choice(T["onsets"]) + r.choice("aeiou") + r.choice(T["codas"])
+    return "".join(part() for _ in range(r.choice((1, 2, 2)))).capitalize()
+
+
+def resembling(r, name):
+    """A name that begins or ends as another does."""
+    cut = r.randrange(1, len(name))
+    other = invented(r)
+    return name[:cut] + other[-2:].lower() if r.random() < 0.5 else (other[:2] + name[cut:].lower()).capitalize()
 
 
 def sentence(r, nouns=None):
@@ -170,13 +181,16 @@ class Question:
 class Haystack:
     """Facts about people, and questions for them."""
 
-    def __init__(self, r, count, new=0.3, near=0.3, kinds=None, held_out=False):
+    def __init__(self, r, count, new=0.45, near=0.5, kinds=None, held_out=False):
         self.r, self.held_out = r, held_out
         kinds = kinds or ["code"] * 5 + ["city", "colour", "instrument"]
         names = []
         while len(names) < count + 4:
-            name = invented(r) if r.random() < new else r.choice(NAMES)
-            if name not in names:
+            name = r.choice(NAMES)
+            if r.random() < new:
+                strange = [n for n in names if n not in NAMES]
+                name = resembling(r, r.choice(strange)) if strange and r.random() < near / 2 else invented(r)
+            if name not in names and len(name) > 2:
                 names.append(name)
         self.absent = names[count:]
         self.facts, self.links, codes = [], [], []
@@ -319,8 +333,8 @@ class Haystack:
         return Question(ask, answer, kind="json", names=(name,))
 
 
-QUESTIONS = ([Haystack.single] * 42 + [Haystack.none] * 14 + [Haystack.reverse] * 11 + [Haystack.larger] * 9
-             + [Haystack.two_hop] * 9 + [Haystack.same] * 3 + [Haystack.several] * 5 + [Haystack.json] * 7)
+QUESTIONS = ([Haystack.single] * 28 + [Haystack.none] * 12 + [Haystack.reverse] * 13 + [Haystack.larger] * 14
+             + [Haystack.two_hop] * 13 + [Haystack.same] * 4 + [Haystack.several] * 11 + [Haystack.json] * 5)
 
 
 def hide(r, facts, sentences, joint=" "):
@@ -371,7 +385,7 @@ def write_answer(page, question, places, asked, far):
         _, fact, what = piece
         place = places.get(id(fact))
         if what == "name":
-            at = page.put(fact.name, SAID)
+            at = page.put(fact.name, COPIED)
             name_end = at[1] - 1
             if far and fact.name in asked:
                 page.copies.append(Copy(at, asked[fact.name], at[0] - 1, asked[fact.name][0] - 1, "asked", tell))
@@ -406,8 +420,8 @@ def answer_now(page, think, kind, attribute="", name=""):
     page.put(ANSWER, SAID if think else 0.0)
 
 
-def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=None, writer=None, new=0.3, kinds=None,
-                 held_out=False, topic=False, separator=None, needles=None):
+def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=None, writer=None, new=0.45, kinds=None,
+                 held_out=False, topic=False, separator=None):
     """A text with questions: after it, before it, or in a turn of their own. `characters` is the text's length."""
     page = Page()
     hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), new, kinds=kinds, held_out=held_out)
@@ -449,7 +463,7 @@ def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=N
         write_answer(page, question, places, names, far)
         page.put(EOS, SAID)
     page.keys = {f.key() for f in facts} | {f"code {f.value}" for f in hay.of("code")}
-    page.questions = asked
+    page.questions, page.hay = asked, hay
     return page
 
 
@@ -607,13 +621,20 @@ def first_up(text):
     return text[:1].upper() + text[1:]
 
 
-def call(name, parameters, values):
-    """A call as DSML."""
-    lines = ["<｜DSML｜tool_calls>", f'<｜DSML｜invoke name="{name}">']
+def write_call(page, name, source, parameters, values):
+    """A call as DSML; the tool's name is copied from its definition at `source`."""
+    page.put('\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="', 1.0)
+    at = page.put(name, COPIED)
+    page.copies.append(Copy(at, source, at[0] - 1, source[0] - 1, "asked", at[0] - 1))
+    page.put('">\n', 1.0)
     for key, kind in parameters:
         text = "true" if kind == "string" else "false"
-        lines.append(f'<｜DSML｜parameter name="{key}" string="{text}">{values[key]}</｜DSML｜parameter>')
-    return "\n\n" + "\n".join([*lines, "</｜DSML｜invoke>", "</｜DSML｜tool_calls>"])
+        page.put('<｜DSML｜parameter name="', 1.0)
+        page.put(key, COPIED)
+        page.put(f'" string="{text}">', 1.0)
+        page.put(str(values[key]), COPIED)
+        page.put("</｜DSML｜parameter>\n", 1.0)
+    page.put("</｜DSML｜invoke>\n</｜DSML｜tool_calls>" + EOS, 1.0)
 
 
 def tool_use(r, natural, held_out=False):
@@ -624,7 +645,9 @@ def tool_use(r, natural, held_out=False):
     before, _ = PROMPTS["tools"].split(USER)
     if r.random() < 0.3:
         before = before.replace(BOS, BOS + r.choice(T["systems"]))
-    page.put(before.replace("TOOLS", definition), 0.02)
+    at, _ = page.put(before.replace("TOOLS", definition), 0.02)
+    at += page.parts[-1].index(f'"name": "{name}"') + len('"name": "')
+    source = at, at + len(name)
     page.asked, think = [], r.random() < 0.1
     for _ in range(r.randrange(1, 4)):
         page.put(USER)
@@ -638,8 +661,7 @@ def tool_use(r, natural, held_out=False):
         request = tool_request(r, verb, noun, parameters, values)
         page.put(request, ASKED)
         answer_now(page, think, "tool")
-        page.put(call(name, parameters, values), 1.0)
-        page.put(EOS, 1.0)
+        write_call(page, name, source, parameters, values)
         page.asked.append((request, values))
         if r.random() < 0.5:
             result = r.choice(T["tools"]["results"]) if r.random() < 0.5 else f"{r.choice(SLOTS['A'])} {r.choice(SLOTS['N'])} {r.randrange(100)}"
@@ -734,13 +756,14 @@ class Encoder:
             by, found, tell = token(min(c.by, len(text) - 1)), token(c.found), token(c.tell)
             # What names a value behind it (a code's person) is in the entry of the code.
             where = (found - 4 if found > s else s) // 4 + 1
-            for k in range(min(5, b - a)):
-                copies.append((a + k - 1, where if k == 0 else s // 4 + 1, k, c.key, by))
+            for k in range(min(10, b - a)):
+                copies.append((a + k - 1, where if k == 0 else (s + k - k % 5) // 4 + 1, k, c.key, by))
             if tell < a - 1:
                 copies.append((tell, where, -1, c.key, by))
             if c.key != "asked":
                 weights[a] = DECIDED
-                weights[tell + 1] = max(weights[tell + 1], DECIDED)
+                if tell + 1 < len(weights):
+                    weights[tell + 1] = max(weights[tell + 1], DECIDED)
         topics = []
         for start, end, topic in page.topics:
             topics += [(b, topic) for b in range(-(-token(start) // 128), token(end - 1) // 128) if 128 * b + 128 <= tokens]
