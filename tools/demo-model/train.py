@@ -190,7 +190,8 @@ def main():
             break
         progress.value = at
         _, _, strength, model.select, model.rounded = phase(at)
-        rate = a.rate * min(1, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * at)) * 0.98 + 0.02)
+        done = (at - a.start) / (1 - a.start)
+        rate = a.rate * min(1, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
         for g in opt.param_groups:
             g["lr"] = rate
         t = time.time()
