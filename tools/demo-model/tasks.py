@@ -181,7 +181,7 @@ class Question:
 class Haystack:
     """Facts about people, and questions for them."""
 
-    def __init__(self, r, count, new=0.45, near=0.5, kinds=None, held_out=False):
+    def __init__(self, r, count, new=0.45, near=0.5, kinds=None, held_out=False, fits=None):
         self.r, self.held_out = r, held_out
         kinds = kinds or ["code"] * 5 + ["city", "colour", "instrument"]
         names = []
@@ -190,7 +190,7 @@ class Haystack:
             if r.random() < new:
                 strange = [n for n in names if n not in NAMES]
                 name = resembling(r, r.choice(strange)) if strange and r.random() < near / 2 else invented(r)
-            if name not in names and len(name) > 2:
+            if name not in names and len(name) > 2 and (fits is None or name in NAMES or fits(name)):
                 names.append(name)
         self.absent = names[count:]
         self.facts, self.links, codes = [], [], []
@@ -421,10 +421,10 @@ def answer_now(page, think, kind, attribute="", name=""):
 
 
 def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=None, writer=None, new=0.45, kinds=None,
-                 held_out=False, topic=False, separator=None):
+                 held_out=False, topic=False, separator=None, fits=None):
     """A text with questions: after it, before it, or in a turn of their own. `characters` is the text's length."""
     page = Page()
-    hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), new, kinds=kinds, held_out=held_out)
+    hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), new, kinds=kinds, held_out=held_out, fits=fits)
     about = r.choice(sorted(TOPICS)) if topic else None
     asked = [(writer or r.choice(QUESTIONS))(hay) for _ in range(r.randrange(asks[0], asks[1] + 1))]
     facts = hay.facts + hay.links
