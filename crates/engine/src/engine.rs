@@ -61,6 +61,8 @@ pub struct Counts {
     pub reused_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// The most tokens of one request, prompt and answer.
+    pub longest: usize,
     /// The time that reading prompts took, and that answers took, added up over requests.
     pub prefill: Duration,
     /// See `prefill`.
@@ -188,6 +190,7 @@ impl Shared {
         counts.prompt_tokens += usage.prompt_tokens as u64;
         counts.reused_tokens += usage.reused_tokens as u64;
         counts.generated_tokens += usage.generated_tokens as u64;
+        counts.longest = counts.longest.max(usage.prompt_tokens + usage.generated_tokens);
         counts.prefill += usage.prefill;
         counts.decode += usage.decode;
         if let Some(missed) = &usage.missed {

@@ -132,6 +132,10 @@ fn traces_are_written_and_replayed() {
     let message = refused(&["bench", "--url", &speaker.address, "--trace", &trace]);
     assert!(message.contains("trace.jsonl: line 1: missing field"), "{message}");
     assert!(refused(&["bench", "--trace", "/none/such"]).contains("/none/such"));
+    let much = path(&folder, "much");
+    let message = refused(&["bench", "--workload", "repository", "--scale", "10000", "--export", &much]);
+    assert!(message.contains("60,000 requests of up to 4,096 tokens") && message.lines().count() == 1, "{message}");
+    assert!(!Path::new(&much).exists());
 }
 
 #[test]
@@ -174,7 +178,9 @@ fn what_is_no_server_is_refused() {
 fn bad_answers_end_in_a_report_that_says_so() {
     for (manner, expected) in [
         (Manner::Hangs, "says nothing for 1 s"),
+        (Manner::Dribbles, "says nothing for 1 s"),
         (Manner::Garbage, "no event: \"what is this?\""),
+        (Manner::Empty, "without an answer"),
         (Manner::BreaksOff, "in the middle of an answer"),
         (Manner::Endless, "far more than was asked for"),
         (Manner::Fails, "answers 500 Internal Server Error"),
@@ -192,7 +198,7 @@ fn bad_answers_end_in_a_report_that_says_so() {
         let tested = &report["servers"]["tested"];
         assert_eq!((&tested[0]["summary"]["requests"], &tested[0]["summary"]["errors"]), (&12.into(), &0.into()));
         let errors = tested[1]["summary"]["errors"].as_u64().unwrap();
-        assert_eq!(errors, if manner == Manner::Hangs { 1 } else { 3 }, "{manner:?}");
+        assert_eq!(errors, if expected.contains("nothing") { 1 } else { 3 }, "{manner:?}");
         assert!(fs::read_to_string(format!("{out}/index.html")).unwrap().contains("Not whole"));
     }
 }
@@ -285,10 +291,18 @@ fn needles_are_found_and_asked_once() {
     assert_eq!(speaker.streamed().len(), 9);
     assert_eq!(lines(&there), cells);
     assert_eq!(speaker.streamed().len(), 9);
-    // It holds 4,000 tokens.
-    let long =
-        ["needle", "--url", &speaker.address, "--lengths", "300,5000", "--depths", "50", "--kinds", "single", "--json"];
-    assert_eq!(lines(&long).len(), 1);
+    // It holds 4,000 tokens: which texts are left out is said, and that none is left is an error.
+    let long = ["needle", "--url", &speaker.address, "--depths", "50", "--kinds", "single", "--json", "--lengths"];
+    let some = fathom(&[&long[..], &["300,5000,9000"]].concat());
+    assert_eq!(String::from_utf8(some.stdout).unwrap().lines().count(), 1);
+    let message = String::from_utf8_lossy(&some.stderr).into_owned();
+    assert!(some.status.success() && message.contains("texts of 5,000 and 9,000, with answers of 96"), "{message}");
+    let asked = speaker.streamed().len();
+    let message = refused(&[&long[..], &["5000,9000"]].concat());
+    assert!(message.contains("holds 4,000 tokens, too few for a text of 5,000"), "{message}");
+    assert_eq!(speaker.streamed().len(), asked);
+    let message = refused(&["needle", "--lengths", "1048576", "--depths", "50"]);
+    assert!(message.contains("holds 1,048,576 tokens, too few"), "{message}");
 
     assert!(refused(&["needle", "--results", "/none/such"]).contains("cannot keep answers in /none/such"));
     fs::write(&answers, "my notes\n").unwrap();

@@ -148,6 +148,15 @@ fn simulate_refuses_what_cannot_be() {
         (&["--tokens", "4", "--skip", "4"], "--skip is 4, but the trace has 4 passes"),
         (&["--tokens", "4", "--skip", "9", "--experts", "64GiB"], "--skip is 9, but the trace has 4 passes"),
         (&["--trace", "/none/such"], "cannot read /none/such"),
+        // The table has its own machines: what would be ignored is refused.
+        (&["--drive-gbps", "3"], "--experts <SIZE>"),
+        (&["--drives", "2"], "--experts <SIZE>"),
+        (&["--memory-gbps", "60"], "--experts <SIZE>"),
+        (&["--token-ms", "9"], "--experts <SIZE>"),
+        (&["--json"], "--experts <SIZE>"),
+        (&["--experts", "64GiB", "--experts-part", "0.5"], "--token-ms"),
+        (&["--experts", "64GiB", "--token-ms", "9", "--memory-gbps", "60"], "--memory-gbps"),
+        (&["--trace", "/none/such", "--skew", "1"], "--skew"),
     ] {
         let message = refused(&[&["simulate"], flags].concat());
         assert!(message.contains(says), "{flags:?}: {message}");

@@ -267,6 +267,63 @@ fn memory_is_what_was_expected() {
     }
 }
 
+/// What a server says of memory when it ends is of what its sessions held, and not of all that they might have.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_tells_memory_of_what_it_held() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::process::{Child, Stdio};
+
+    /// A child that does not outlive its test.
+    struct Ended(Child);
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    let home = tempfile::tempdir().unwrap();
+    let ended = |questions: usize| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_fathom"));
+        program.args(["serve", "--port", "0", "--threads", "2"]).env("XDG_CACHE_HOME", home.path());
+        program.env("RAYON_NUM_THREADS", "2").stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = Ended(program.spawn().unwrap());
+        let child = &mut child.0;
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains(" at http://") {
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0, "it does not listen");
+        }
+        let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+        for i in 0..questions {
+            let text = format!("{i}. {}", "The old sailor slept near the mill. ".repeat(500));
+            let body = serde_json::json!({"prompt": text, "max_tokens": 2, "model": "demo"}).to_string();
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            let head = "connection: close\r\ncontent-type: application/json";
+            let head = format!("POST /v1/completions HTTP/1.1\r\nhost: {address}\r\n{head}");
+            write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.contains("200 OK"), "{answer}");
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::INT).unwrap();
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        assert!(child.wait().unwrap().success(), "{rest}");
+        let memory = rest.split("memory ").nth(1).unwrap_or_else(|| panic!("{rest}"));
+        let number = |text: &str| text.split(" MiB").next().unwrap().trim().parse::<f64>().unwrap();
+        (number(memory), number(memory.split("predicted, ").nth(1).unwrap()))
+    };
+    for questions in [0, 3] {
+        let (predicted, measured) = ended(questions);
+        println!("{questions} questions: {predicted} MiB predicted, {measured} measured");
+        assert!((predicted / measured - 1.0).abs() < 0.1, "{questions}: {predicted} predicted, {measured} measured");
+    }
+}
+
 /// Objects and manifests; what else a store has is there once for all.
 fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut all = Vec::new();

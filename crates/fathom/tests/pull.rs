@@ -99,6 +99,7 @@ fn only_what_is_needed_and_only_once() {
     let plan: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(plan["files"].as_array().unwrap().len(), kept + 1, "{plan}");
     assert!(!folder.exists() && mirror.sent() == 0);
+    assert_eq!((&plan["to_come"], &plan["missing"]), (&plan["bytes"], &0.into()), "{plan}");
 
     let report = pulled(&mirror, &folder, &[]);
     assert_eq!((&report["bytes"], &report["fetched"]), (&needed.into(), &needed.into()), "{report}");
@@ -108,6 +109,8 @@ fn only_what_is_needed_and_only_once() {
     for name in ["pytorch_model.bin", "figure.png", "extra.safetensors", ".gitattributes"] {
         assert!(!folder.join(name).exists(), "{name}");
     }
+    let dry: Value = serde_json::from_slice(&run(&mirror, &folder, &["--dry-run"]).stdout).unwrap();
+    assert_eq!(dry["to_come"], 1000, "the shard that the index does not name: {dry}");
     let again = pulled(&mirror, &folder, &[]);
     assert_eq!((&again["fetched"], &again["kept"], mirror.sent()), (&0.into(), &needed.into(), needed));
 
@@ -199,6 +202,13 @@ fn what_does_not_pass_is_named() {
     }
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("model");
+    let huge = Mirror::start(files(SMALL), Fault::Huge, forever);
+    let message = refused(&huge, &folder, &["--dry-run"]);
+    assert!(message.contains("are free, but") && message.contains("are missing"), "{message}");
+    let listed: Value = serde_json::from_slice(&run(&huge, &folder, &["--dry-run"]).stdout).unwrap();
+    let number = |name: &str| listed[name].as_u64().unwrap();
+    assert!(number("missing") > number("to_come") - number("free"), "{listed}");
+    assert!(!folder.exists() && huge.sent() == 0);
     let mirror = Mirror::start(files(SMALL), Fault::None, 0);
     assert!(refused(&mirror, &folder, &["--revision", "nowhere"]).contains("404"));
     assert!(refused(&mirror, &folder, &["--endpoint", "huggingface.co"]).contains("huggingface.co"));

@@ -67,12 +67,16 @@ async fn listen(target: &Target, item: &Item, limits: Limits, start: Instant, as
     let status = response.status();
     if !status.is_success() {
         let mut text = Vec::new();
-        while let Ok(Some(bytes)) = response.chunk().await {
-            text.extend_from_slice(&bytes);
-            if text.len() > LONGEST_REFUSAL {
-                break;
+        let read = async {
+            while let Ok(Some(bytes)) = response.chunk().await {
+                text.extend_from_slice(&bytes);
+                if text.len() > LONGEST_REFUSAL {
+                    break;
+                }
             }
-        }
+        };
+        // What has come by then will do.
+        let _ = tokio::time::timeout(limits.timeout, read).await;
         return Err(refused(status, &String::from_utf8_lossy(&text)));
     }
     let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("nothing named");
@@ -80,6 +84,7 @@ async fn listen(target: &Target, item: &Item, limits: Limits, start: Instant, as
         return Err(format!("answers with {kind} where a stream was asked for"));
     }
     let (mut events, mut bytes_read, mut finished) = (Events::default(), 0, false);
+    let (mut lines, mut heard) = (0, Instant::now());
     while let Some(bytes) = response.chunk().await.map_err(|e| problem(&e, limits, &mut asked.hangs))? {
         let now = start.elapsed().as_secs_f64();
         bytes_read += bytes.len();
@@ -96,7 +101,15 @@ async fn listen(target: &Target, item: &Item, limits: Limits, start: Instant, as
             return Err("streams far more than was asked for".to_owned());
         }
         if events.done {
-            return Ok(());
+            let answered = finished || !asked.pieces.is_empty();
+            return if answered { Ok(()) } else { Err("ends its stream without an answer".to_owned()) };
+        }
+        // Bytes that never come to a line are silence too.
+        if events.lines > lines {
+            (lines, heard) = (events.lines, Instant::now());
+        } else if heard.elapsed() > limits.timeout {
+            asked.hangs = true;
+            return Err(silent(limits));
         }
     }
     if finished { Ok(()) } else { Err("ends its stream in the middle of an answer".to_owned()) }

@@ -35,6 +35,8 @@ pub struct Events {
     line: Vec<u8>,
     /// Whether `[DONE]` has come.
     pub done: bool,
+    /// Whole lines that have come.
+    pub lines: usize,
 }
 
 impl Events {
@@ -49,6 +51,7 @@ impl Events {
             self.line.extend_from_slice(&rest[..end]);
             rest = &rest[end + 1..];
             let line = std::mem::take(&mut self.line);
+            self.lines += 1;
             pieces.extend(self.read(&line)?);
         }
         self.line.extend_from_slice(rest);

@@ -53,6 +53,8 @@ pub struct Target {
     pub pid: Option<u32>,
     pub(super) client: Client,
     key: Option<String>,
+    /// The most that an answer may take that is no stream.
+    timeout: Duration,
 }
 
 /// `NAME=URL` or `URL`, as a name and an address that ends in `/v1`.
@@ -108,7 +110,7 @@ impl Target {
         let is_here = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
         let pid = port.filter(|_| is_here).and_then(listener);
         let (api, software, context) = (Api::Chat, None, None);
-        let mut target = Target { name, url, model: String::new(), api, software, context, pid, client, key };
+        let mut target = Target { name, url, model: String::new(), api, software, context, pid, client, key, timeout };
         target.find(model).await.map_err(|problem| format!("{}: {problem}", target.url))?;
         target.probe().await.map_err(|problem| format!("{}: {problem}", target.url))?;
         target.software = target.about().await;
@@ -139,7 +141,7 @@ impl Target {
     }
 
     async fn find(&mut self, model: Option<String>) -> Result<(), String> {
-        let request = self.with_key(self.client.get(self.at("models")));
+        let request = self.with_key(self.client.get(self.at("models"))).timeout(self.timeout);
         let response = request.send().await.map_err(|e| said(&e))?;
         let status = response.status();
         let body = read(response).await?;
@@ -178,7 +180,7 @@ impl Target {
                 Api::Chat => body["messages"] = json!([{"role": "user", "content": "Hello."}]),
                 Api::Completions => body["prompt"] = "Hello.".into(),
             }
-            let response = self.post(&body).send().await.map_err(|e| said(&e))?;
+            let response = self.post(&body).timeout(self.timeout).send().await.map_err(|e| said(&e))?;
             let status = response.status();
             let text = read(response).await?;
             if status.is_success() {
@@ -202,7 +204,8 @@ impl Target {
             let mut url = self.url.clone();
             url.set_path(self.url.path().trim_end_matches("/v1"));
             let url = format!("{}/{path}", url.as_str().trim_end_matches('/'));
-            let response = self.with_key(self.client.get(url)).send().await.ok()?;
+            let request = self.with_key(self.client.get(url)).timeout(CONNECT.min(self.timeout));
+            let response = request.send().await.ok()?;
             if response.status().is_success() {
                 let json: Value = serde_json::from_str(&read(response).await.ok()?).unwrap_or_default();
                 if let Some(version) = json.pointer(field).and_then(Value::as_str) {

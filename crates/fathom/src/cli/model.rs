@@ -14,7 +14,10 @@ use fathom_weights::{Checkpoint, Release, Sizes};
 use super::store::{bytes, cache_folder};
 use crate::chat::{Dialect, Loading, Prompter, Tokenizer};
 use crate::doctor::shard_files;
-use crate::plan::{Forecast, PROBE, Plan, Wanted, measure, measure_drive, plan, remember, remembered};
+use crate::plan::{
+    Forecast, PROBE, Plan, Used, Wanted, measure, measure_drive, plan, remember, remember_drive, remembered,
+    remembered_drive,
+};
 use crate::ui::{forget_peak, say};
 
 /// The name of the embedded model.
@@ -202,21 +205,27 @@ pub fn load_for(
 fn forecast(cpu: &Cpu, files: &Files, options: &Options, plan: Plan, sizes: Sizes) -> Option<Forecast> {
     let cache = cache_folder();
     let probe = PROBE.min(plan.total() / 2);
-    let known = cache.as_deref().and_then(|folder| remembered(folder, cpu, probe));
-    let mut machine = match known.clone() {
+    let cache = cache.as_deref();
+    let mut machine = match cache.and_then(|cache| remembered(cache, cpu, probe)) {
         Some(machine) => machine,
         None => {
             let measured = measure(cpu, probe).ok()?;
             // What the probe took, within the plan, is given back; the peak that is told at the end is the model's.
             forget_peak();
+            if let Some(cache) = cache {
+                remember(cache, &measured, probe);
+            }
             measured
         }
     };
-    if let (Some(folder), None, true) = (&files.folder, machine.drive, plan.experts.is_some()) {
-        machine.drive = shard_files(folder).and_then(|files| measure_drive(folder, &files)).ok();
-    }
-    if let Some(folder) = cache.filter(|_| known.as_ref() != Some(&machine)) {
-        remember(&folder, &machine, probe);
+    if let Some(folder) = files.folder.as_deref().filter(|_| plan.experts.is_some()) {
+        machine.drive = cache.and_then(|cache| remembered_drive(cache, folder));
+        if machine.drive.is_none() {
+            machine.drive = shard_files(folder).and_then(|files| measure_drive(folder, &files)).ok();
+            if let (Some(cache), Some(drive)) = (cache, machine.drive) {
+                remember_drive(cache, folder, drive);
+            }
+        }
     }
     Some(Forecast::new(machine, files.checkpoint.config(), sizes, plan, options.profile == Profile::Native))
 }
@@ -247,6 +256,17 @@ impl Loaded {
             format!(", experts from {}, {held} of {room} in memory", cache.describe())
         });
         format!("{name}: {release}, {}, profile {}{streams}", device.name(), device.profile())
+    }
+
+    /// What of the memory that was planned came to be used, with sessions of up to `longest` tokens.
+    pub fn used(&self, longest: usize) -> Used {
+        let peak = |share| self.model.device().ledger().holding(share).peak;
+        let filled = |cache: &ExpertCache<Cpu>| {
+            let Stats { held, room, .. } = cache.stats();
+            self.plan.experts.unwrap_or(0) as f64 * (held as f64 / room.max(1) as f64)
+        };
+        let experts = self.model.streaming().map_or(0.0, filled) as u64;
+        Used { state: peak(Share::State), scratch: peak(Share::Scratch), experts, longest }
     }
 
     /// An engine over it, which keeps its sessions in a store if there is one.

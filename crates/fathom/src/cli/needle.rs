@@ -75,6 +75,12 @@ struct Wanted {
     seed: u64,
 }
 
+impl Wanted {
+    fn settings(self) -> String {
+        format!("{}|{}|{}|{}", self.kind.word(), self.length, self.depth, self.seed)
+    }
+}
+
 struct Run<'a> {
     args: &'a Args,
     kept: Kept,
@@ -109,8 +115,11 @@ pub fn needle(args: &Args) -> Outcome {
         needle: Some(Grid::default()),
     };
     let mut run = Run { args, kept, report, folder, limits: Limits { timeout: args.servers.timeout() } };
+    // One that could be asked nothing is named before any is asked.
+    let possible: Result<Vec<_>, _> =
+        targets.clients.iter().map(|client| run.possible(&client.target, &wanted)).collect();
     let mut asked = Ok(());
-    for client in &targets.clients {
+    for (client, wanted) in targets.clients.iter().zip(possible?) {
         // One that fails keeps nobody from the others.
         asked = asked.and(run.target(&targets, &client.target, &wanted));
         if interrupted() {
@@ -163,20 +172,44 @@ fn method(args: &Args) -> Vec<String> {
 }
 
 impl Run<'_> {
+    fn key(&self, target: &Target, w: Wanted) -> String {
+        format!("{TEXTS}|{}|{}|{}|{}", target.name, target.model, w.settings(), self.args.max_tokens)
+    }
+
+    /// Those of the questions that a server has room for, or has answered before; which lengths are left out is said.
+    ///
+    /// # Errors
+    /// There are none.
+    fn possible(&self, target: &Target, wanted: &[Wanted]) -> Result<Vec<Wanted>, String> {
+        let answer = self.args.max_tokens as usize;
+        let fits = |w: &Wanted| target.context.is_none_or(|most| w.length + answer <= most as usize);
+        let answered = |w: &Wanted| self.kept.get(&self.key(target, *w)).is_some();
+        let (possible, too_long): (Vec<_>, Vec<_>) = wanted.iter().copied().partition(|w| fits(w) || answered(w));
+        let Some(shortest) = too_long.first() else { return Ok(possible) };
+        let most = commas(target.context.unwrap_or(0) as usize);
+        if possible.is_empty() {
+            let shortest = commas(shortest.length);
+            return Err(format!(
+                "{}: holds {most} tokens, too few for a text of {shortest} and an answer of {answer}; give shorter --lengths",
+                target.name
+            ));
+        }
+        let mut lengths: Vec<String> = too_long.iter().map(|w| commas(w.length)).collect();
+        lengths.dedup();
+        let lengths = lengths.join(" and ");
+        say!("{}: holds {most} tokens: texts of {lengths}, with answers of {answer}, are left out", target.name);
+        Ok(possible)
+    }
+
     /// Asks one server what it has not been asked.
     fn target(&mut self, targets: &Targets, target: &Target, wanted: &[Wanted]) -> Outcome {
         let mut ratio = None;
-        let (mut failures, mut failed, mut new, mut too_long) = (0, 0, 0, 0);
+        let (mut failures, mut failed, mut new) = (0, 0, 0);
         let mut progress = Progress::of("asking", "questions", wanted.len(), self.args.json);
         for (i, &w) in wanted.iter().enumerate() {
-            let settings = format!("{}|{}|{}|{}", w.kind.word(), w.length, w.depth, w.seed);
-            let key = format!("{TEXTS}|{}|{}|{settings}|{}", target.name, target.model, self.args.max_tokens);
+            let key = self.key(target, w);
             if let Some(cell) = self.kept.get(&key).cloned() {
                 self.show(cell)?;
-                continue;
-            }
-            if target.context.is_some_and(|most| w.length + self.args.max_tokens as usize > most as usize) {
-                too_long += 1;
                 continue;
             }
             if interrupted() {
@@ -192,7 +225,7 @@ impl Run<'_> {
             if let Some(problem) = &asked.error {
                 failures += 1;
                 failed += 1;
-                say!("{}: {settings}: {problem}", target.name);
+                say!("{}: {}: {problem}", target.name, w.settings());
                 if failures == ENOUGH || asked.hangs {
                     return Err(format!("{}: was given up: {problem}", target.name).into());
                 }
@@ -225,10 +258,6 @@ impl Run<'_> {
             }
         }
         progress.finish();
-        if too_long > 0 {
-            let most = commas(target.context.unwrap_or(0) as usize);
-            say!("{}: {} questions were not asked: it holds {most} tokens", target.name, commas(too_long));
-        }
         match failed {
             0 => Ok(()),
             n => Err(format!("{}: {n} of {} questions failed", target.name, wanted.len()).into()),

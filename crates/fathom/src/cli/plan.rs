@@ -10,8 +10,8 @@ use super::simulate::part;
 use super::store::{bytes, cache_folder};
 use crate::doctor::shard_files;
 use crate::plan::{
-    Drawn, Machine, PROBE, Point, Questions, Report, Subject, Workload, chart, free_memory, measure, measure_drive,
-    per_second, remember, report,
+    Drawn, Machine, PROBE, Point, Questions, Report, Subject, Workload, chart, forget, free_memory, measure,
+    measure_drive, per_second, remember, remember_drive, remembered, remembered_drive, report,
 };
 use crate::ui::{commas, duration, out, say};
 
@@ -39,6 +39,9 @@ pub struct Args {
     /// Print this machine, measured, as a file for --machine, and end
     #[arg(long, conflicts_with = "machine")]
     describe: bool,
+    /// Forget what was measured of this machine before: without it the best of the last month's measurements counts
+    #[arg(long, conflicts_with = "machine")]
+    anew: bool,
     /// The folder whose drive is measured [default: the model's, or this one]
     #[arg(long, value_name = "DIR", conflicts_with = "machine")]
     drive: Option<PathBuf>,
@@ -115,7 +118,8 @@ pub fn plan(args: &Args) -> Outcome {
         }
     };
     if args.describe {
-        return Ok(write!(out(), "{}", machine.describe())?);
+        let text = if args.json { serde_json::to_string(&machine)? + "\n" } else { machine.describe() };
+        return Ok(write!(out(), "{text}")?);
     }
     let report = report(&subject, &machine, &cpu, &questions(args.memory.unwrap_or(budget))?);
     if args.json {
@@ -167,7 +171,15 @@ fn this_machine(args: &Args, subject: &Subject, cpu: &Cpu) -> Result<Machine, Bo
         say!("measuring this machine: processor and memory …");
     }
     let probe = free_memory().map_or(PROBE, |free| PROBE.min(free / 4)).max(1 << 20);
+    let cache = cache_folder();
+    if let Some(cache) = cache.as_deref().filter(|_| args.anew) {
+        forget(cache);
+    }
     let mut machine = measure(cpu, probe)?;
+    if let Some(cache) = &cache {
+        remember(cache, &machine, probe);
+        machine = remembered(cache, cpu, probe).unwrap_or(machine);
+    }
     let folder = args.drive.as_deref().or(subject.folder.as_deref()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
         return Err(format!("--drive {}: no such folder", folder.display()).into());
@@ -180,11 +192,14 @@ fn this_machine(args: &Args, subject: &Subject, cpu: &Cpu) -> Result<Machine, Bo
         say!("measuring this machine: the drive of {} …", folder.display());
     }
     match measure_drive(folder, &files) {
-        Ok(drive) => machine.drive = Some(drive),
+        Ok(drive) => {
+            machine.drive = Some(drive);
+            if let Some(cache) = &cache {
+                remember_drive(cache, folder, drive);
+                machine.drive = remembered_drive(cache, folder).or(machine.drive);
+            }
+        }
         Err(e) => say!("the drive of {} was not measured: {e}", folder.display()),
-    }
-    if let Some(folder) = cache_folder() {
-        remember(&folder, &machine, probe);
     }
     Ok(machine)
 }

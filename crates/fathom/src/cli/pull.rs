@@ -8,8 +8,7 @@ use fathom_kernels::human;
 use serde_json::json;
 
 use super::Outcome;
-use crate::drive::free_bytes;
-use crate::pull::{self, Hub, environment};
+use crate::pull::{self, Hub, Room, environment};
 use crate::ui::{Transfer, commas, out, say};
 
 /// A connection that brings nothing for this long is given up.
@@ -58,21 +57,24 @@ pub fn pull(args: &Args) -> Outcome {
     let commit = &listing.commit;
     let left = listing.files.len() - wanted.len();
     if args.dry_run {
-        let free = free_bytes(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let room = Room::for_checkpoint(&folder, commit, &wanted)?;
+        let Room { to_come, free, missing } = room;
         if args.json {
             let files: Vec<_> = wanted.iter().map(|file| json!({"name": file.name, "size": file.size})).collect();
             let folder = folder.display().to_string();
             let object = json!({
-                "repo": args.repo, "commit": commit, "folder": folder, "bytes": bytes, "free": free, "files": files
+                "repo": args.repo, "commit": commit, "folder": folder, "bytes": bytes, "to_come": to_come,
+                "free": free, "missing": missing, "files": files
             });
-            return Ok(writeln!(out(), "{object}")?);
+            writeln!(out(), "{object}")?;
+        } else {
+            for file in &wanted {
+                writeln!(out(), "{:>12}  {}", human(file.size), file.name)?;
+            }
+            let (count, bytes, to_come, free) = (commas(wanted.len()), human(bytes), human(to_come), human(free));
+            writeln!(out(), "{count} files, {bytes}, {left} others left out; {to_come} are to come, {free} are free")?;
         }
-        for file in &wanted {
-            writeln!(out(), "{:>12}  {}", human(file.size), file.name)?;
-        }
-        let (bytes, free) = (human(bytes), human(free));
-        writeln!(out(), "{} files, {bytes}, {left} others left out; {free} are free", commas(wanted.len()))?;
-        return Ok(());
+        return Ok(room.check(&folder)?);
     }
     if !args.json {
         let short = &commit[..commit.len().min(12)];

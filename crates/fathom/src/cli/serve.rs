@@ -169,7 +169,8 @@ pub fn serve(args: &Args) -> Outcome {
     })?;
     engine.drain();
     if let Some(forecast) = &loaded.forecast {
-        say!("{}", forecast.of_counts(&engine.counts(), peak_rss()));
+        let counts = engine.counts();
+        say!("{}", forecast.of_counts(&counts, &loaded.used(counts.longest), peak_rss()));
     }
     if let Some(line) = loaded.experts_line() {
         say!("{line}");

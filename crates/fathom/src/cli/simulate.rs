@@ -13,26 +13,27 @@ use crate::plan::Subject;
 use crate::simulate::{About, Keep, Machine, Synthetic, Trace, replay};
 use crate::ui::out;
 
-/// Flags of `fathom simulate`.
+/// Flags of `fathom simulate`. The table has machines of its own; flags that describe one are for a trace or for `--experts`.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("one").args(["trace", "experts"]).multiple(true))]
 pub struct Args {
     /// A trace that was recorded with --trace
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// A model to draw a trace for, where none is given
-    #[arg(long, value_enum, default_value_t = Shape::V4Flash)]
+    #[arg(long, value_enum, default_value_t = Shape::V4Flash, conflicts_with = "trace")]
     model: Shape,
     /// Tokens to draw; the first half fills the cache and does not count
-    #[arg(long, default_value_t = 2000, value_parser = tokens)]
+    #[arg(long, default_value_t = 2000, value_parser = tokens, conflicts_with = "trace")]
     tokens: usize,
     /// s of the experts' popularity, 1 ÷ rankˢ
-    #[arg(long, default_value_t = 0.9, value_parser = at_least_0)]
+    #[arg(long, default_value_t = 0.9, value_parser = at_least_0, conflicts_with = "trace")]
     skew: f64,
     /// The chance that a slot goes where one of the token before went
-    #[arg(long, default_value_t = 0.1, value_parser = part)]
+    #[arg(long, default_value_t = 0.1, value_parser = part, conflicts_with = "trace")]
     locality: f64,
     /// The chance that a guess of the next layer's experts is right
-    #[arg(long, default_value_t = 0.75, value_parser = part)]
+    #[arg(long, default_value_t = 0.75, value_parser = part, conflicts_with = "trace")]
     guess: f64,
     /// Memory for experts [default: what the recorded run had; for a model a table of machines]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
@@ -41,10 +42,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Keep::Scores)]
     keep: Keep,
     /// Drives
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), requires = "one")]
     drives: u32,
     /// GB/s that a drive gives
-    #[arg(long, default_value_t = 7.0, value_parser = more_than_0)]
+    #[arg(long, default_value_t = 7.0, value_parser = more_than_0, requires = "one")]
     drive_gbps: f64,
     /// Microseconds from asking a drive to its first byte
     #[arg(long, default_value_t = 100.0, value_parser = at_least_0)]
@@ -53,19 +54,19 @@ pub struct Args {
     #[arg(long, default_value_t = 0.0, value_parser = at_least_0)]
     read_cost_ms: f64,
     /// Milliseconds that a token takes with all in memory [default: from --memory-gbps]
-    #[arg(long, value_parser = more_than_0)]
+    #[arg(long, value_parser = more_than_0, requires = "one")]
     token_ms: Option<f64>,
     /// The part of those that routed experts take
-    #[arg(long, default_value_t = 0.3, value_parser = part)]
+    #[arg(long, default_value_t = 0.3, value_parser = part, requires = "token_ms")]
     experts_part: f64,
     /// GB/s that memory gives
-    #[arg(long, default_value_t = 80.0, value_parser = more_than_0)]
+    #[arg(long, default_value_t = 80.0, value_parser = more_than_0, requires = "experts", conflicts_with_all = ["trace", "token_ms"])]
     memory_gbps: f64,
     /// Passes at the start that do not count [default: half of a drawn trace, and those that read a prompt of a recorded one]
     #[arg(long)]
     skip: Option<u64>,
     /// One JSON object
-    #[arg(long)]
+    #[arg(long, requires = "one")]
     json: bool,
 }
 

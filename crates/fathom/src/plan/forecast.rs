@@ -7,7 +7,7 @@ use fathom_weights::Config;
 use fathom_weights::Sizes;
 
 use super::machine::Machine;
-use super::memory::Plan;
+use super::memory::{Plan, Used};
 use super::speed::{Limit, Speed, chunks};
 use super::stream::{Drawn, Streaming};
 use crate::ui::{commas, duration};
@@ -79,7 +79,7 @@ impl Forecast {
 
     /// One line about a server's sessions.
     pub fn of_server(&self, context: usize) -> String {
-        let memory = human(self.plan.expected);
+        let memory = human(self.plan.expected_of_server());
         let at = |tokens: usize| {
             let tokens = tokens.min(context.saturating_sub(1)).max(1);
             let it = self.expect(0, tokens)?;
@@ -99,8 +99,9 @@ impl Forecast {
         }
     }
 
-    /// What came of a server's requests, at their mean length. Where several ran at once each was slower than alone.
-    pub fn of_counts(&self, counts: &Counts, peak: Option<u64>) -> String {
+    /// What came of a server's requests, at their mean length, and of the memory that they used. Where several ran at once each
+    /// was slower than alone.
+    pub fn of_counts(&self, counts: &Counts, used: &Used, peak: Option<u64>) -> String {
         let Counts { requests, prompt_tokens, reused_tokens, generated_tokens, prefill, decode, .. } = counts;
         let n = (*requests).max(1);
         let (from, tokens) = ((reused_tokens / n) as usize, (prompt_tokens / n) as usize);
@@ -110,24 +111,28 @@ impl Forecast {
             pairs.push(("prompts", read / n as f64 / expected.prompt_seconds, read / prefill.as_secs_f64()));
             pairs.push(("answers", expected.decode, *generated_tokens as f64 / decode.as_secs_f64()));
         }
-        self.against(&pairs, self.plan.context, peak)
+        against(&pairs, self.plan.expected_of_used(used), peak)
     }
 
-    /// What came of it: tokens a second, as predicted and as measured, and memory with sessions of up to so many `tokens`.
+    /// What came of a request: tokens a second, as predicted and as measured, and memory with a session of so many `tokens`.
     pub fn against(&self, pairs: &[(&str, f64, f64)], tokens: usize, peak: Option<u64>) -> String {
-        let mut all: Vec<String> = pairs
-            .iter()
-            .filter(|(_, predicted, measured)| predicted.is_finite() && measured.is_finite() && *measured > 0.0)
-            .map(|(what, predicted, measured)| {
-                format!("{what} {} predicted, {} measured", per_second(*predicted), per_second(*measured))
-            })
-            .collect();
-        if let Some(peak) = peak {
-            let expected = self.plan.expected_of(&self.config, tokens);
-            all.push(format!("memory {} predicted, {} measured", human(expected), human(peak)));
-        }
-        all.join("; ")
+        against(pairs, self.plan.expected_of(&self.config, tokens), peak)
     }
+}
+
+/// Tokens a second, and memory, as predicted and as measured.
+fn against(pairs: &[(&str, f64, f64)], expected: u64, peak: Option<u64>) -> String {
+    let mut all: Vec<String> = pairs
+        .iter()
+        .filter(|(_, predicted, measured)| predicted.is_finite() && measured.is_finite() && *measured > 0.0)
+        .map(|(what, predicted, measured)| {
+            format!("{what} {} predicted, {} measured", per_second(*predicted), per_second(*measured))
+        })
+        .collect();
+    if let Some(peak) = peak {
+        all.push(format!("memory {} predicted, {} measured", human(expected), human(peak)));
+    }
+    all.join("; ")
 }
 
 /// A speed with as many digits as say something.

@@ -71,6 +71,15 @@ impl Drive {
         self.count as f64 * self.read_gbps * 1e9
     }
 
+    /// What no drive has.
+    pub(super) fn check(&self) -> Result<(), String> {
+        whole("drive.count", self.count, 64)?;
+        number("drive.read-gbps", self.read_gbps, 1e-3, 1000.0)?;
+        self.write_gbps.map_or(Ok(()), |it| number("drive.write-gbps", it, 1e-3, 1000.0))?;
+        number("drive.latency-us", self.latency_us, 0.0, 1e6)?;
+        self.endurance_tb.map_or(Ok(()), |it| number("drive.endurance-tb", it, 0.1, 1e7))
+    }
+
     /// Bytes a second that one takes: sessions are on one.
     pub fn write(&self) -> f64 {
         self.write_gbps.unwrap_or(self.read_gbps / 3.0) * 1e9
@@ -159,14 +168,7 @@ impl Machine {
         number("read-gbps", self.read_gbps, 0.1, 100_000.0)?;
         number("f32-gflops", self.f32_gflops, 0.1, 1e7)?;
         number("int8-tops", self.int8_tops, 1e-4, 1e5)?;
-        if let Some(drive) = &self.drive {
-            whole("drive.count", drive.count, 64)?;
-            number("drive.read-gbps", drive.read_gbps, 1e-3, 1000.0)?;
-            drive.write_gbps.map_or(Ok(()), |it| number("drive.write-gbps", it, 1e-3, 1000.0))?;
-            number("drive.latency-us", drive.latency_us, 0.0, 1e6)?;
-            drive.endurance_tb.map_or(Ok(()), |it| number("drive.endurance-tb", it, 0.1, 1e7))?;
-        }
-        Ok(())
+        self.drive.as_ref().map_or(Ok(()), Drive::check)
     }
 }
 

@@ -18,6 +18,9 @@ const TEXT: u64 = 24 << 20;
 /// See [`TEXT`].
 const LONG_TEXT: u64 = 35 << 20;
 const LONG: usize = 12_288;
+/// What a server takes beside a run, and what more once it has been asked. Measured: 5 MiB, and 3 to 7.
+const SERVER: u64 = 5 << 20;
+const ASKED: u64 = 4 << 20;
 /// What a thread takes beside its part of the scratch: a stack, and what the allocator keeps for it. Measured: 1.6 MB.
 const THREAD: u64 = 2 << 20;
 /// fastokens' table of words that its threads share: 2^19 entries of 64 bytes. Made, or not, as it happens, when the first long text
@@ -63,6 +66,8 @@ pub struct Plan {
     /// Weights: all of them, mapped, though the system keeps only what is used and fits; or, where experts are streamed, the
     /// others, in memory of our own.
     pub weights: u64,
+    /// Of those, drafts, which are never touched where they are mapped.
+    pub drafts: u64,
     /// Streamed experts; none where all are mapped.
     pub experts: Option<u64>,
     /// All experts' bytes.
@@ -99,6 +104,42 @@ impl Plan {
         let unused = self.scratch / chunk as u64 * (chunk - tokens.min(chunk)) as u64;
         self.expected.saturating_sub(of(self.context).saturating_sub(of(tokens)) + unused)
     }
+
+    /// Bytes that a server is expected to hold with a session of the whole context.
+    pub fn expected_of_server(&self) -> u64 {
+        self.expected + SERVER + ASKED
+    }
+
+    /// Bytes that a server is expected to hold when so much has been used.
+    pub fn expected_of_used(&self, used: &Used) -> u64 {
+        let text = |tokens| text_bytes(self.reads_text, tokens);
+        let untouched = match self.experts {
+            Some(experts) => experts.saturating_sub(used.experts),
+            // Mapped weights come when they are computed with.
+            None if used.scratch == 0 => self.weights - self.drafts,
+            None => 0,
+        };
+        let asked = if used.longest == 0 { ASKED } else { 0 };
+        let unused = self.state.saturating_sub(used.state)
+            + self.scratch.saturating_sub(used.scratch)
+            + text(self.context).saturating_sub(text(used.longest))
+            + untouched
+            + asked;
+        self.expected_of_server().saturating_sub(unused)
+    }
+}
+
+/// What of a plan came to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    /// The most bytes of state that sessions held at once.
+    pub state: u64,
+    /// The most bytes of scratch that a pass took: none where nothing was computed.
+    pub scratch: u64,
+    /// Bytes of streamed experts that came.
+    pub experts: u64,
+    /// The most tokens of a session.
+    pub longest: usize,
 }
 
 /// What texts of so many tokens take: the prompt as text and as tokens, and a table that is made for long ones.
@@ -176,6 +217,7 @@ pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Res
     let weights = sizes.weights;
     let mapped = Plan {
         weights,
+        drafts: sizes.drafts,
         experts: None,
         all_experts: 0,
         state,
@@ -247,6 +289,16 @@ mod tests {
         let expected = |tokens| mapped.expected_of(checkpoint.config(), tokens);
         assert_eq!((expected(1000), expected(2000)), (mapped.expected, mapped.expected));
         assert!(expected(10) < expected(500) && expected(500) < mapped.expected);
+        let used = Used { state: mapped.state, scratch: mapped.scratch, experts: 0, longest: 1000 };
+        assert_eq!(mapped.expected_of_used(&used), mapped.expected_of_server());
+        let less = mapped.expected_of_used(&Used { state: used.state - 99, ..used });
+        assert_eq!(less, mapped.expected_of_server() - 99);
+        let nothing = mapped.expected_of_used(&Used { state: 0, scratch: 0, experts: 0, longest: 0 });
+        let text = text_bytes(false, 1000);
+        assert_eq!(
+            nothing + text - SERVER,
+            mapped.expected - (mapped.weights - sizes.drafts) - mapped.state - mapped.scratch
+        );
         assert_eq!(mapped.experts, None);
         let less = of(Some(mapped.total() - 1)).unwrap();
         assert!(less.experts.is_some() && less.total() < mapped.total());

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::fetch::Download;
-use super::folder::{Folder, is_last};
+use super::folder::{Folder, Room, is_last};
 use super::wanted::{INDEX, is_shard, shards};
 use super::workers::Work;
 use super::{Error, Hub, Listing, Remote, wanted};
@@ -124,7 +124,7 @@ impl Pull<'_> {
             }
         }
         // Before anything is made as large as the hub says.
-        folder.room(&self.listing.commit, &missing)?;
+        Room::for_files(folder.path(), &self.listing.commit, &missing)?.check(folder.path())?;
         let mut downloads = Vec::new();
         for remote in missing {
             let partial = folder.partial(&self.listing.commit, remote)?;

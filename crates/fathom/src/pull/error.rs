@@ -26,7 +26,7 @@ pub enum Error {
     },
     /// There is no room.
     #[error(
-        "{}: {free} are free, but {needed} are still to come; make room or name a folder on another drive",
+        "{}: {free} are free, but {needed} are still to come: {missing} are missing; make room or name a folder on another drive",
         folder.display()
     )]
     Space {
@@ -36,6 +36,8 @@ pub enum Error {
         free: String,
         /// Bytes to come, for people.
         needed: String,
+        /// Bytes that there should be more, with some for others, for people.
+        missing: String,
     },
 }
 

@@ -124,20 +124,6 @@ impl Folder {
         manifest.write(&self.path)
     }
 
-    /// An error if files have no room, of which parts may be here.
-    pub fn room(&self, commit: &str, files: &[&Remote]) -> Result<(), Error> {
-        let held = |file: &Remote| {
-            let found = fs::metadata(partial::path(&self.state, &key(commit, file)));
-            found.map_or(0, |found| found.blocks().saturating_mul(512))
-        };
-        let to_come = files.iter().map(|file| file.size.saturating_sub(held(file))).fold(0, u64::saturating_add);
-        let free = free_bytes(&self.path).map_err(|e| Error::file(&self.path, &e))?;
-        if to_come > 0 && free < to_come.saturating_add(SPARE) {
-            return Err(Error::Space { folder: self.path.clone(), free: human(free), needed: human(to_come) });
-        }
-        Ok(())
-    }
-
     /// All is here: files on their way to nowhere go.
     pub fn complete(&self) -> Result<(), Error> {
         for entry in fs::read_dir(&self.state).map_err(|e| Error::file(&self.state, &e))?.flatten() {
@@ -148,6 +134,57 @@ impl Folder {
         }
         let synced = File::open(&self.path).and_then(|folder| folder.sync_all());
         synced.map_err(|e| Error::file(&self.path, &e))
+    }
+}
+
+/// What files need of a drive, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// What is still to come.
+    pub to_come: u64,
+    /// What this user may still write.
+    pub free: u64,
+    /// How much more there should be: nothing where all has room.
+    pub missing: u64,
+}
+
+impl Room {
+    /// For files that are not in a folder, which need not be there, but of which parts may be. Nothing is read of them.
+    ///
+    /// # Errors
+    /// What the system says of the drive.
+    pub fn for_files(folder: &Path, commit: &str, files: &[&Remote]) -> Result<Room, Error> {
+        let state = folder.join(STATE);
+        let held = |file: &Remote| {
+            let found = fs::metadata(partial::path(&state, &key(commit, file)));
+            found.map_or(0, |found| found.blocks().saturating_mul(512))
+        };
+        let to_come = files.iter().map(|file| file.size.saturating_sub(held(file))).fold(0, u64::saturating_add);
+        let free = free_bytes(folder).map_err(|e| Error::file(folder, &e))?;
+        let needed = if to_come > 0 { to_come.saturating_add(SPARE) } else { 0 };
+        Ok(Room { to_come, free, missing: needed.saturating_sub(free) })
+    }
+
+    /// The same for all files of a checkpoint; one that is there with the length that it should have is taken to be right.
+    ///
+    /// # Errors
+    /// As [`Room::for_files`].
+    pub fn for_checkpoint(folder: &Path, commit: &str, files: &[&Remote]) -> Result<Room, Error> {
+        let is_here = |file: &Remote| fs::metadata(folder.join(&file.name)).is_ok_and(|found| found.len() == file.size);
+        let files: Vec<&Remote> = files.iter().copied().filter(|file| !is_here(file)).collect();
+        Room::for_files(folder, commit, &files)
+    }
+
+    /// An error if there is too little.
+    ///
+    /// # Errors
+    /// [`Error::Space`].
+    pub fn check(&self, folder: &Path) -> Result<(), Error> {
+        if self.missing == 0 {
+            return Ok(());
+        }
+        let (free, needed, missing) = (human(self.free), human(self.to_come), human(self.missing));
+        Err(Error::Space { folder: folder.to_owned(), free, needed, missing })
     }
 }
 

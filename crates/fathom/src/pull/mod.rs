@@ -19,6 +19,7 @@ mod workers;
 
 pub use download::{Options, Report, pull};
 pub use error::Error;
+pub use folder::Room;
 pub use hash::Hash;
 pub(crate) use hub::chain;
 pub use hub::{Hub, Listing, Remote};

@@ -1,5 +1,8 @@
 //! What the system tells the server: to stop, and to read its files again.
 
+use std::future::poll_fn;
+use std::sync::mpsc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -12,7 +15,7 @@ const LATE: i32 = 3;
 const TWICE: i32 = 130;
 
 /// Hears signals on a thread of its own, until the process ends: Ctrl-C or SIGTERM resolve what is returned, and end the process
-/// when they come again, or `patience` after the first; SIGHUP calls `reload`.
+/// when they come again, or `patience` after the first; SIGHUP calls `reload`. It hears them from its return on.
 ///
 /// # Errors
 /// The system has no thread to give.
@@ -21,12 +24,21 @@ pub(super) fn hear(
     reload: impl Fn() + Send + 'static,
 ) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
     let (stop, stopped) = oneshot::channel();
+    let (ready, is_ready) = mpsc::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async {
-            tokio::select! {
-                () = stopping() => {}
-                () = reloading(reload) => {}
+            let mut told = std::pin::pin!(async {
+                tokio::select! {
+                    () = stopping() => {}
+                    () = reloading(reload) => {}
+                }
+            });
+            // The first look asks the system for signals: who is told that the server listens may stop it at once.
+            let at_once = poll_fn(|context| Poll::Ready(told.as_mut().poll(context).is_ready())).await;
+            let _ = ready.send(());
+            if !at_once {
+                told.await;
             }
             say!("stopping: requests that run are finished first; Ctrl-C again ends at once");
             let _ = stop.send(());
@@ -39,6 +51,8 @@ pub(super) fn hear(
             }
         });
     })?;
+    // That the thread ended by then is no reason to wait.
+    let _ = is_ready.recv();
     Ok(async {
         if stopped.await.is_err() {
             std::future::pending::<()>().await;

@@ -26,6 +26,10 @@ pub enum Manner {
     Garbage,
     /// It ends after the first token.
     BreaksOff,
+    /// It is done before it says anything.
+    Empty,
+    /// A byte now and then, and never a line.
+    Dribbles,
     /// Tokens without end.
     Endless,
     /// 500.
@@ -117,6 +121,9 @@ fn answer(mut stream: TcpStream, manner: Manner, seen: &Mutex<Vec<Value>>) -> st
         let reply = json!({"choices": [choice("x", Some("stop"))]});
         return whole(&mut stream, "200 OK", "application/json", &reply.to_string());
     }
+    if manner == Manner::Empty {
+        return whole(&mut stream, "200 OK", "text/event-stream", "data: [DONE]\n\n");
+    }
     if manner == Manner::Fails {
         return refuse(&mut stream, "500 Internal Server Error");
     }
@@ -129,6 +136,10 @@ fn answer(mut stream: TcpStream, manner: Manner, seen: &Mutex<Vec<Value>>) -> st
         match manner {
             Manner::Slow => std::thread::sleep(Duration::from_millis(50)),
             Manner::Hangs if i == 0 => std::thread::sleep(Duration::from_secs(60)),
+            Manner::Dribbles if i == 0 => loop {
+                stream.write_all(b"x")?;
+                std::thread::sleep(Duration::from_millis(100));
+            },
             Manner::BreaksOff if i == 0 => return Ok(()),
             Manner::Garbage if i == 0 => return stream.write_all(b"what is this?\n\n"),
             _ => {}

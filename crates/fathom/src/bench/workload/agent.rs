@@ -4,7 +4,8 @@
 
 use super::{Item, Size, Writer, item, message};
 
-const STEPS: usize = 12;
+/// Steps by itself, each a request.
+pub(super) const STEPS: usize = 12;
 /// Tokens of a step at least, and those beside the text that was found.
 const SHORTEST: usize = 60;
 const AROUND: usize = 32;

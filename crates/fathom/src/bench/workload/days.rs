@@ -2,13 +2,16 @@
 
 use super::{Item, Message, Size, Writer, item, message};
 
+/// Days by itself, and requests of each.
+pub(super) const DAYS: usize = 4;
+pub(super) const A_DAY: usize = PEOPLE * TURNS_A_DAY;
 const PEOPLE: usize = 3;
 const TURNS_A_DAY: usize = 2;
 /// Tokens of a day at least.
 const SHORTEST: usize = 120;
 
 pub(super) fn items(writer: &mut Writer, size: Size) -> Vec<Item> {
-    let days = size.count(4).min(size.context / SHORTEST).max(1);
+    let days = size.count(DAYS).min(size.context / SHORTEST).max(1);
     let turn = size.context / (days * TURNS_A_DAY);
     let mut histories: Vec<Vec<Message>> = vec![Vec::new(); PEOPLE];
     let mut items = Vec::new();

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::{Item, Size, Writer, filler, item};
 
+/// Requests by itself.
+pub(super) const REQUESTS: usize = 24;
 const SHORTEST: f64 = 32.0;
 
 pub(super) fn items(writer: &mut Writer, size: Size) -> Vec<Item> {
-    let (count, mut items, mut at, mut arrival) = (size.count(24), Vec::new(), 0.0, 0);
+    let (count, mut items, mut at, mut arrival) = (size.count(REQUESTS), Vec::new(), 0.0, 0);
     let spread = (size.context as f64 / SHORTEST).max(1.0).ln();
     while items.len() < count {
         arrival += 1;

@@ -16,7 +16,12 @@ use std::time::Duration;
 
 use crate::demo::{Random, Words, estimate};
 
+use crate::ui::commas;
+
 pub use trace::{MOST_OUTPUT, Trace, export};
+
+/// The most tokens of a round's prompts together: some 350 MB of text.
+const MOST_TOKENS: usize = 1 << 26;
 
 /// A turn of a conversation.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,6 +100,38 @@ impl Workload {
                 "requests of all lengths that come at random times (Poisson), every sixth time three at once"
             }
         }
+    }
+
+    /// How many requests there are at most, and about how many tokens each has at most.
+    fn most(self, size: Size) -> (usize, usize) {
+        let requests = match self {
+            Workload::Chat => size.count(chat::REQUESTS),
+            Workload::Agent => size.count(agent::STEPS),
+            Workload::Document => size.count(document::QUESTIONS),
+            Workload::Repository => size.count(repository::QUESTIONS),
+            Workload::Days => size.count(days::DAYS) * days::A_DAY,
+            Workload::Mixed => size.count(mixed::REQUESTS),
+        };
+        (requests, if self == Workload::Chat { size.context.min(chat::LONGEST) } else { size.context })
+    }
+
+    /// Whether a round is not too much to be made and written down.
+    ///
+    /// # Errors
+    /// In one line: how much it would be.
+    pub fn check(self, size: Size) -> Result<(), String> {
+        let (requests, each) = self.most(size);
+        if requests <= trace::MOST && requests.saturating_mul(each) <= MOST_TOKENS {
+            return Ok(());
+        }
+        Err(format!(
+            "a round would be up to {} requests of up to {} tokens, but {} requests and {} tokens together are the most; \
+             take a smaller --scale or --context",
+            commas(requests),
+            commas(each),
+            commas(trace::MOST),
+            commas(MOST_TOKENS)
+        ))
     }
 
     /// The requests of a seed, in the order in which they are first due.
@@ -179,6 +216,30 @@ mod tests {
             }
             let [one, many] = [0.01, 2.0].map(|scale| workload.items(1, Size { scale, ..SIZE }).len());
             assert!(one >= 1 && many > one, "{workload:?}: {one}, {many}");
+        }
+    }
+
+    #[test]
+    fn how_much_it_is_is_known_before_and_bounded() {
+        for workload in ALL {
+            for (context, scale) in [(256, 0.01), (300, 3.0), (2000, 1.0), (20_000, 0.5)] {
+                let size = Size { context, scale, ..SIZE };
+                let (requests, each) = workload.most(size);
+                let items = workload.items(1, size);
+                let longest = items.iter().map(Item::tokens).max().unwrap();
+                assert!(items.len() <= requests && longest <= each + 60, "{workload:?} {context}: {longest}");
+                workload.check(size).unwrap();
+            }
+            workload.check(Size { context: 1 << 20, ..SIZE }).unwrap();
+            // Too many tokens for all, too many requests for most, too many tokens for all but short conversations.
+            for (context, scale, fine) in [
+                (4096, 1e4, &[][..]),
+                (256, 1e4, &[Workload::Document, Workload::Repository]),
+                (1 << 24, 1.0, &[Workload::Chat]),
+            ] {
+                let checked = workload.check(Size { context, scale, ..SIZE });
+                assert_eq!(checked.is_ok(), fine.contains(&workload), "{workload:?} {context} {scale}: {checked:?}");
+            }
         }
     }
 

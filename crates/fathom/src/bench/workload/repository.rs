@@ -3,6 +3,8 @@
 
 use super::{Item, Size, Writer, item, message};
 
+/// Questions by itself, each a request.
+pub(super) const QUESTIONS: usize = 6;
 const FILES: usize = 16;
 /// Tokens of a file at least.
 const SHORTEST: usize = 80;
@@ -13,7 +15,7 @@ pub(super) fn items(writer: &mut Writer, size: Size) -> Vec<Item> {
     let mut files: Vec<(String, String)> =
         (0..count).map(|i| (format!("src/{}_{i}.rs", writer.noun()), body(writer, each))).collect();
     let mut items = Vec::new();
-    for i in 0..size.count(6) {
+    for i in 0..size.count(QUESTIONS) {
         if i > 0 {
             let at = writer.random.below(count);
             files[at].1 = body(writer, each);

@@ -13,12 +13,14 @@ use serde_json::json;
 
 use super::{Item, Random, Words, Writer, filler, message};
 use crate::demo::estimate;
+use crate::ui::commas;
 
-/// The most bytes of a line and of all, requests, tokens of a prompt and of an answer, and lanes.
+/// The most bytes of a line and of all, requests, tokens of a prompt, and of all prompts that are made up.
 const LONGEST_LINE: u64 = 64 << 20;
 const LONGEST_FILE: u64 = 1 << 30;
-const MOST: usize = 100_000;
+pub(super) const MOST: usize = 100_000;
 const MOST_TOKENS: usize = 1 << 21;
+const MOST_MADE_UP: usize = 1 << 28;
 /// The most tokens of an answer.
 pub const MOST_OUTPUT: usize = 1 << 20;
 const LONGEST_WAIT_MS: f64 = 30.0 * 86_400_000.0;
@@ -98,6 +100,11 @@ fn parse(mut from: impl BufRead) -> Result<Trace, String> {
     if lines.is_empty() {
         return Err("no request in it".to_owned());
     }
+    let made_up: usize = lines.iter().filter_map(|(_, tokens)| *tokens).sum();
+    if made_up > MOST_MADE_UP {
+        let (made_up, most) = (commas(made_up), commas(MOST_MADE_UP));
+        return Err(format!("its prompts have {made_up} tokens together, but {most} are the most that are made up"));
+    }
     lines.sort_by_key(|(item, _)| item.at);
     Ok(Trace { lines })
 }
@@ -127,7 +134,15 @@ fn item(line: Line, index: usize) -> Result<(Item, Option<usize>), String> {
 }
 
 /// Requests as a trace.
-pub fn export(items: &[Item]) -> String {
+///
+/// # Errors
+/// It would be too long to be read again.
+pub fn export(items: &[Item]) -> Result<String, String> {
+    let said = |item: &Item| item.messages.iter().map(|m| m.content.len() as u64).sum::<u64>();
+    let bytes: u64 = items.iter().map(said).sum();
+    if bytes > LONGEST_FILE {
+        return Err(format!("{bytes} bytes of text are more than the {LONGEST_FILE} that a trace may have"));
+    }
     let mut text = String::new();
     for item in items {
         let messages: Vec<_> =
@@ -143,12 +158,12 @@ pub fn export(items: &[Item]) -> String {
         // A string takes it.
         let _ = writeln!(text, "{line}");
     }
-    text
+    Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Size, Workload};
+    use super::super::{Message, Size, Workload};
     use super::*;
     use proptest::prelude::*;
 
@@ -156,7 +171,7 @@ mod tests {
     fn what_is_exported_is_read_again() {
         for workload in [Workload::Agent, Workload::Mixed] {
             let items = workload.items(1, Size { context: 500, scale: 0.5, rate: 2.0 });
-            let trace = parse(export(&items).as_bytes()).unwrap();
+            let trace = parse(export(&items).unwrap().as_bytes()).unwrap();
             let again = trace.items(9);
             assert!(trace.has_texts());
             for (a, b) in items.iter().zip(&again) {
@@ -181,6 +196,18 @@ mod tests {
         assert!((60..=104).contains(&items[0].tokens()) && (270..=304).contains(&items[1].tokens()));
         assert_ne!(items[0].lane, items[1].lane);
         assert_ne!(items, trace.items(2));
+    }
+
+    #[test]
+    fn too_much_is_refused_before_it_is_made() {
+        let line = r#"{"at_ms": 0, "prompt_tokens": 2097152, "max_tokens": 5}"#;
+        let message = parse(vec![line; 129].join("\n").as_bytes()).unwrap_err();
+        assert!(message.contains("270,532,608 tokens together"), "{message}");
+        assert!(parse(vec![line; 128].join("\n").as_bytes()).is_ok());
+        let text: std::sync::Arc<str> = "x".repeat(1 << 20).into();
+        let said = Message { role: "user".to_owned(), content: text };
+        let item = Item { lane: 0, at: Duration::ZERO, messages: vec![said], max_tokens: 1 };
+        assert!(export(&vec![item; 1025]).unwrap_err().contains("1074790400 bytes"));
     }
 
     #[test]

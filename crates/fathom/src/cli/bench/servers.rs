@@ -43,7 +43,7 @@ pub fn servers(args: &Args) -> Outcome {
     let work = work(args)?;
     let first = work.items(args, 1);
     if let Some(path) = &args.export {
-        write_whole(path, export(&first).as_bytes())?;
+        write_whole(path, export(&first).map_err(|e| format!("{}: {e}", path.display()))?.as_bytes())?;
         say!("{}: {} requests", path.display(), commas(first.len()));
         if args.servers.url.is_empty() && args.model.is_none() {
             return Ok(());
@@ -98,7 +98,10 @@ fn work(args: &Args) -> Result<Work, String> {
     Ok(match &args.trace {
         Some(path) => Work::Recorded(Trace::read(path)?),
         None => {
-            Work::Made(args.workload.unwrap_or(Workload::Chat), Size { context, scale: args.scale, rate: args.rate })
+            let (workload, size) =
+                (args.workload.unwrap_or(Workload::Chat), Size { context, scale: args.scale, rate: args.rate });
+            workload.check(size)?;
+            Work::Made(workload, size)
         }
     })
 }
