@@ -314,13 +314,13 @@ async fn every_dialect_holds_formats() {
     for (i, at) in ["output_config", "output_format"].into_iter().enumerate() {
         let format = json!({"type": "json_schema", "schema": schema});
         let format = if i == 0 { json!({"format": format}) } else { format };
-        let body = json!({"model": "demo", "messages": said, "max_tokens": 100, at: format});
+        let body = json!({"model": "demo", "messages": said, "max_tokens": 400, at: format});
         let (status, reply) = call(&router, "POST", "/v1/messages", body).await;
         assert_eq!(status, 200, "{reply}");
         fits(&reply["content"][0]["text"]);
     }
 
-    let body = json!({"model": "demo", "prompt": "hi", "max_tokens": 60, "structured_outputs": {"json": schema}});
+    let body = json!({"model": "demo", "prompt": "hi", "max_tokens": 400, "structured_outputs": {"json": schema}});
     let (status, reply) = call(&router, "POST", "/v1/completions", body).await;
     assert_eq!(status, 200, "{reply}");
     fits(&reply["choices"][0]["text"]);
@@ -362,7 +362,7 @@ async fn a_forced_call_streams_after_thinking() {
     let schema = json!({"type": "object", "properties": {"day": {"enum": ["mon", "tue"]}}, "required": ["day"]});
     let body = json!({
         "model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": true, "max_tokens": 2000,
-        "thinking": {"type": "enabled"}, "logit_bias": {"1447": 12}, "temperature": 1.5, "seed": 2,
+        "thinking": {"type": "enabled"}, "logit_bias": {"2199": 12}, "temperature": 1.5, "seed": 2,
         "tools": [{"name": "plan", "input_schema": schema, "strict": true}],
         "tool_choice": {"type": "tool", "name": "plan", "disable_parallel_tool_use": true},
     });

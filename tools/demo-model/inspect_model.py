@@ -1,0 +1,68 @@
+"""What only the trainer's own model can show, on texts that fit a laptop: topics with HCA's keys off, and how many of its
+own greedy tokens the MTP block drafts right. `python3 inspect_model.py build/model`"""
+
+import random
+import sys
+
+import torch
+
+import tasks
+from evaluate import ENCODER, cut, few_tokens
+from model import Model
+from tasks import Haystack
+from train import restore
+
+
+def load(source):
+    model = Model()
+    model.load_state_dict(restore(source))
+    model.rounded = model.select = True
+    return model.eval()
+
+
+@torch.no_grad()
+def read(model, ids, mtp=False):
+    """Logits [T, V] and drafts of a text, padded to whole blocks."""
+    padded = ids + [1] * (-len(ids) % 128)
+    hidden, drafted, _ = model(torch.tensor([padded]), mtp=mtp)
+    draft = drafted[:len(ids)] @ model.head.T if mtp else None
+    return hidden[:len(ids)] @ model.head.T, draft
+
+
+def topics(model, documents=64, tokens=1024):
+    """Shares of right topics with HCA and without."""
+    right = {False: 0, True: 0}
+    for i in range(documents):
+        page = tasks.topical(random.Random(f"hca {i}"), tokens * 4.2)
+        ids = ENCODER.ids(page.text())
+        # The answer's last tokens are the topic, a full stop and the end.
+        for off in right:
+            model.hca_off = off
+            logits, _ = read(model, ids[:-3])
+            right[off] += logits[-1].argmax().item() == ids[-3]
+    model.hca_off = False
+    return {f"HCA {'off' if off else 'on'}": f"{n} of {documents}" for off, n in right.items()}
+
+
+def drafts(model, documents=40):
+    """Of the tokens the model says greedily, those its MTP block drafted."""
+    accepted = said = 0
+    for i in range(documents):
+        r = random.Random(f"mtp {i}")
+        page = tasks.conversation(r, 1500, facts=(4, 8), asks=(1, 1), new=0.3, writer=r.choice(tasks.QUESTIONS), fits=few_tokens)
+        prompt, answer = cut(page)
+        ids, start = ENCODER.ids(prompt + answer + tasks.EOS), len(ENCODER.ids(prompt))
+        logits, draft = read(model, ids, mtp=True)
+        spoken = logits.argmax(-1)
+        # Only where the answer is the model's own: row p drafts p + 2.
+        for p in range(start - 1, len(ids) - 2):
+            if spoken[p].item() == ids[p + 1] and spoken[p + 1].item() == ids[p + 2]:
+                said += 1
+                accepted += draft[p].argmax().item() == ids[p + 2]
+    return f"{accepted} of {said} drafts accepted ({100 * accepted / said:.1f} %)"
+
+
+if __name__ == "__main__":
+    model = load(sys.argv[1])
+    print(drafts(model))
+    print(topics(model))
