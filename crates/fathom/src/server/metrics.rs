@@ -196,14 +196,21 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    /// Notes that its prompt is being read.
+    fn begin(&mut self) {
+        if self.began.is_none() {
+            self.began = Some(Instant::now());
+            self.queue.record(self.start.elapsed());
+        }
+    }
+
     /// Notes an event, and when it came.
     pub(super) fn see(&mut self, event: &Event) {
         match event {
+            // Another reads it, and counts what it reads.
+            Event::Follows { .. } => self.begin(),
             &Event::Prefill { done, reused, .. } => {
-                if self.began.is_none() {
-                    self.began = Some(Instant::now());
-                    self.queue.record(self.start.elapsed());
-                }
+                self.begin();
                 // What it goes on from may grow while it waits for another that reads the same.
                 let before = self.read.unwrap_or(0).max(reused);
                 self.passed.read.fetch_add(done.saturating_sub(before) as u64, Ordering::Relaxed);
