@@ -1,16 +1,18 @@
 //! Prompts that are read on while nobody waits, and what is measured, with the embedded model.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request as HttpRequest, StatusCode};
+use fathom_weights::experts::Stats;
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use futures_util::StreamExt;
-
 use super::sessions::{call, server, service};
+use crate::server::experts::experts;
 use crate::server::{KeyLimits, Keys, Limits, router};
 
 /// A prompt of some 5,000 tokens.
@@ -178,6 +180,35 @@ async fn numbers_for_operators() {
     let replies = "fathom_http_replies_total{route=\"/v1/chat/completions\",status=\"404\"}";
     assert_eq!(number(&router, replies).await, 1.0);
     assert_eq!(number(&router, "fathom_prefix_missed_total{reason=\"nothing\"}").await, 1.0);
+}
+
+/// What the dashboard and the alerts ask for is measured.
+#[tokio::test]
+async fn dashboards_ask_for_what_there_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (service, engine) = service(Some(&folder), Keys::default(), Limits::default());
+    let router = router(Arc::new(Arc::into_inner(service).unwrap().with_plan(1 << 30)));
+    let mut body = long();
+    body["messages"][0]["content"] = json!("Hello, you. ".repeat(30));
+    call(&router, "POST", "/v1/chat/completions", body).await;
+    engine.drain();
+    let (_, text) = call(&router, "GET", "/metrics", Value::Null).await;
+    let text = text.as_str().unwrap().to_owned() + &experts(&Stats::default());
+    assert!(number(&router, "fathom_store_bytes").await > 0.0);
+    let measured =
+        |name: &str| text.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+    let asked =
+        concat!(include_str!("../../../../../deploy/grafana.json"), include_str!("../../../../../deploy/alerts.yaml"));
+    let names = asked.match_indices("fathom_").map(|(at, _)| {
+        let end = asked[at..].find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap();
+        &asked[at..at + end]
+    });
+    let (there, missing): (Vec<&str>, Vec<&str>) = names.partition(|name| measured(name));
+    assert!(there.len() > 40 && missing.is_empty(), "{missing:?}");
+    // A limit of 250 ms can be seen to hold.
+    for bound in ["0.25", "0.3", "0.35", "0.4"] {
+        assert!(measured(&format!("fathom_inter_token_seconds_bucket{{le=\"{bound}\"}}")), "{bound}");
+    }
 }
 
 /// How likely a prompt is, as evaluations ask it.
