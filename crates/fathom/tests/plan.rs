@@ -192,7 +192,7 @@ fn snapshots_take_what_was_planned() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model");
     fs::create_dir(&model).unwrap();
-    Synth::tiny(3).set("vocab_size", 1536).write(&model).unwrap();
+    Synth::tiny(3).set("vocab_size", 2240).write(&model).unwrap();
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-model/tokenizer.json");
     fs::copy(demo, model.join("tokenizer.json")).unwrap();
     let bytes = |folder: &Path| -> u64 { walk(folder).iter().map(|path| fs::metadata(path).unwrap().len()).sum() };
@@ -221,7 +221,7 @@ fn memory_is_what_was_expected() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model");
     fs::create_dir(&model).unwrap();
-    let synth = Synth::tiny(3).set("n_routed_experts", 48).set("vocab_size", 1536);
+    let synth = Synth::tiny(3).set("n_routed_experts", 48).set("vocab_size", 2240);
     synth.set("hidden_size", 512).set("moe_intermediate_size", 512).write(&model).unwrap();
     let model = model.to_str().unwrap();
     let machine = folder.path().join("machine.toml");

@@ -45,7 +45,7 @@ fn synth_writes_what_runs() {
     // The same again, with other threads and shards.
     json(&["synth", "tiny", &second, "--seed", "5", "--json", "--threads", "3"]);
     assert_eq!(fs::read_dir(&second).unwrap().count(), 3);
-    let fields = ["num_hidden_layers=2", "expert_dtype=fp8", "vocab_size=1536", "sliding_window=16"];
+    let fields = ["num_hidden_layers=2", "expert_dtype=fp8", "vocab_size=2240", "sliding_window=16"];
     let sets: Vec<&str> = fields.iter().flat_map(|field| ["--set", field]).collect();
     let (third, tokenizer) = (at("third"), demo_model().display().to_string());
     let base = ["synth", "tiny", &third, "--tokenizer", &tokenizer];
@@ -149,7 +149,7 @@ fn doctor_knows_noise() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("noise").display().to_string();
     let tokenizer = demo_model().display().to_string();
-    let args = ["synth", "tiny", &model, "--set", "vocab_size=1536", "--tokenizer", &tokenizer];
+    let args = ["synth", "tiny", &model, "--set", "vocab_size=2240", "--tokenizer", &tokenizer];
     assert!(fathom(&args).status.success());
     let report = json(&["doctor", &model, "--json"]);
     let text = finding(&report, "text");

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use deepseek_recipe::stream::{FinishReason, InferenceFinishReason, ParsingOptions, ThinkingInitialStage};
 use deepseek_recipe_encoding::TokenizerEncoder;
 
-use super::{demo, tools};
+use super::demo;
 use crate::chat::{Output, Piece, Spoken, Tokenizer};
 
 /// The token ids of `text`, with every special token that is spelled in it.
@@ -66,8 +66,8 @@ fn tool_calls_come_as_names_and_arguments() {
     let text = "Let me look.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"weather\">\n<｜DSML｜parameter name=\"city\" \
                 string=\"true\">Zürich \"\n</｜DSML｜parameter>\n<｜DSML｜parameter name=\"days\" string=\"false\">3\
                 </｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>";
-    let ids = ids(&tools(), text);
-    let (_, answer, calls, end) = parse(tools(), ParsingOptions::default(), &ids);
+    let ids = ids(&demo(), text);
+    let (_, answer, calls, end) = parse(demo(), ParsingOptions::default(), &ids);
     assert_eq!(answer, "Let me look.");
     assert_eq!(calls, r#"weather:{"city": "Zürich \"\n", "days": 3}"#);
     assert_eq!(end.reason, FinishReason::ToolCalls);

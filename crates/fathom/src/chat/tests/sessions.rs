@@ -3,7 +3,7 @@
 use fathom_engine::{Missed, Seam, Why};
 use proptest::prelude::*;
 
-use super::{demo, tools};
+use super::demo;
 use crate::chat::{Dialect, Effort, Message, Prompter, Role, TextSeam, explain};
 
 fn message(role: Role, text: &str) -> Message {
@@ -18,16 +18,16 @@ fn a_conversation_is_its_tokens() {
         (Dialect::Current, Effort::High, None),
         (Dialect::Current, Effort::Max, Some("Be brief.")),
     ] {
-        let prompter = Prompter::new(tools(), dialect);
+        let prompter = Prompter::new(demo(), dialect);
         let mut messages: Vec<Message> = system.iter().map(|text| message(Role::System, text)).collect();
         messages.push(message(Role::User, "one <think> two"));
         let (mut tokens, _) = prompter.chat(&messages, effort).unwrap();
         assert_eq!(prompter.branch(&tokens), (effort != Effort::None).then(|| tokens.len() - 1));
-        let end = tools().special("</think>").unwrap();
+        let end = demo().special("</think>").unwrap();
         if effort != Effort::None {
-            tokens.extend([tools().encode("well…").unwrap(), vec![end]].concat());
+            tokens.extend([demo().encode("well…").unwrap(), vec![end]].concat());
         }
-        tokens.extend(tools().encode(" three\n").unwrap());
+        tokens.extend(demo().encode(" three\n").unwrap());
         messages.push(message(Role::Assistant, " three\n"));
         assert_eq!(prompter.messages(&tokens).unwrap(), messages);
         let turns = prompter.turns(&tokens).unwrap();
@@ -95,9 +95,9 @@ proptest! {
     /// Whatever the tokens, their turns come one after another, from the first token to the last.
     #[test]
     fn turns_are_one_after_another(which in prop::collection::vec(0usize..8, 0..24)) {
-        let prompter = Prompter::new(tools(), Dialect::Preview);
-        let special = |spelling: &str| tools().special(spelling).unwrap();
-        let word = tools().encode("word").unwrap()[0];
+        let prompter = Prompter::new(demo(), Dialect::Preview);
+        let special = |spelling: &str| demo().special(spelling).unwrap();
+        let word = demo().encode("word").unwrap()[0];
         let specials = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"];
         let tokens: Vec<u32> = which.iter().map(|&i| specials.get(i).map_or(word, |&one| special(one))).collect();
         let turns = prompter.turns(&tokens).unwrap();

@@ -90,7 +90,7 @@ fn v4_tokenizer_is_the_tokenizers_crates() {
 #[test]
 fn any_ids_decode_without_splitting_characters() {
     let tokenizer = demo();
-    let ids = proptest::collection::vec(0..1600u32, 0..60);
+    let ids = proptest::collection::vec(0..2300u32, 0..60);
     let mut runner = TestRunner::new(ProptestConfig { failure_persistence: None, ..Default::default() });
     runner
         .run(&ids, |ids| {
@@ -160,20 +160,20 @@ fn wrong_tokenizers_are_refused_by_name() {
 #[test]
 fn another_models_tokenizer_is_refused() {
     let tokenizer = demo();
-    tokenizer.check(1536, 0, 1).unwrap();
+    tokenizer.check(2240, 0, 1).unwrap();
     // Padded, as models are.
-    tokenizer.check(1664, 0, 1).unwrap();
+    tokenizer.check(2368, 0, 1).unwrap();
     for (vocab, bos, eos, what) in [
-        (1535, 0, 1, "vocab_size is 1535"),
-        (2048, 0, 1, "it has 1536 tokens, the model's vocab_size is 2048"),
-        (1536, 2, 1, "bos_token_id 2"),
-        (1536, 0, 7, "eos_token_id 7"),
+        (2239, 0, 1, "vocab_size is 2239"),
+        (4096, 0, 1, "it has 2240 tokens, the model's vocab_size is 4096"),
+        (2240, 2, 1, "bos_token_id 2"),
+        (2240, 0, 7, "eos_token_id 7"),
     ] {
         let error = tokenizer.check(vocab, bos, eos).unwrap_err().to_string();
         assert!(error.contains(what) && error.contains("tokenizer.json"), "{error}");
     }
     let other = std::str::from_utf8(DEMO_JSON).unwrap().replace("<｜User｜>", "<|user|>");
-    let error = Tokenizer::from_bytes("x/tokenizer.json", other.as_bytes()).unwrap().check(1536, 0, 1).unwrap_err();
+    let error = Tokenizer::from_bytes("x/tokenizer.json", other.as_bytes()).unwrap().check(2240, 0, 1).unwrap_err();
     assert!(error.to_string().contains("<｜User｜>"), "{error}");
 }
 
@@ -181,10 +181,10 @@ fn another_models_tokenizer_is_refused() {
 fn tokens_only_the_second_file_lists_are_added() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("tokenizer.json"), DEMO_JSON).unwrap();
-    let config = r#"{"added_tokens_decoder": {"1536": {"content": "<extra>", "special": true}}}"#;
+    let config = r#"{"added_tokens_decoder": {"2240": {"content": "<extra>", "special": true}}}"#;
     fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
     let tokenizer = Tokenizer::load_in_background(folder.path()).unwrap().wait().unwrap();
-    assert_eq!(tokenizer.special("<extra>"), Some(1536));
-    assert_eq!(tokenizer.token_bytes(1536), b"<extra>");
-    assert_eq!(tokenizer.vocab_size(), 1537);
+    assert_eq!(tokenizer.special("<extra>"), Some(2240));
+    assert_eq!(tokenizer.token_bytes(2240), b"<extra>");
+    assert_eq!(tokenizer.vocab_size(), 2241);
 }

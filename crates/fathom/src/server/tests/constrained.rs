@@ -158,7 +158,7 @@ fn understood(body: &Value, anthropic: bool) -> (Request, crate::server::ChatReq
         model: "demo".to_owned(),
         aliases: Vec::new(),
         dialect: Dialect::Preview,
-        vocab_size: 1536,
+        vocab_size: 2240,
         context: 4000,
         thinking: false,
         tools: true,

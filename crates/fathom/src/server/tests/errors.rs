@@ -42,7 +42,7 @@ async fn values_out_of_range_are_named() {
         ("seed", json!(u64::MAX)),
         ("top_logprobs", json!(5)),
         ("logit_bias", json!({"x": 1})),
-        ("logit_bias", json!({"1536": 1})),
+        ("logit_bias", json!({"2240": 1})),
         ("logit_bias", json!({"-1": 1})),
         ("logit_bias", json!({"5": 101})),
         ("stop", json!("")),

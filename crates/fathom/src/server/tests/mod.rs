@@ -30,8 +30,7 @@ use crate::chat::{Dialect, Prompter, Tokenizer};
 use fathom_engine::{Error, Event, Finish, Logprob, Request, Usage};
 
 static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
-    // The embedded model's, with the token of tool calls in the place of one that holds a place.
-    let json = include_str!("../../../assets/demo-model/tokenizer.json").replace("<｜place▁holder▁no▁0｜>", "｜DSML｜");
+    let json = include_str!("../../../assets/demo-model/tokenizer.json");
     Arc::new(Tokenizer::from_bytes("tokenizer.json", json.as_bytes()).unwrap())
 });
 
@@ -131,7 +130,7 @@ impl Generate for Parrot {
     }
 
     fn vocab_size(&self) -> usize {
-        1536
+        2240
     }
 
     fn context(&self) -> usize {

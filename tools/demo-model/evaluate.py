@@ -1,0 +1,287 @@
+"""Measures the model of a running `fathom serve`, row by row of the README's table.
+
+    fathom serve MODEL --port 8000 &
+    python3 evaluate.py --base-url http://127.0.0.1:8000 [--documents 100] [--only needles,hca] [--json OUT]
+
+Texts are those of training's writers, from other seeds and held-out natural text; prompts go as tokens, answers are greedy and
+must equal what was expected, character by character.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import tasks
+from tasks import ANSWER, ASSISTANT, BOS, EOS, USER, Haystack, T
+
+ENCODER = tasks.Encoder()
+
+
+class Server:
+    def __init__(self, base):
+        self.base = base
+        self.model = json.load(urllib.request.urlopen(base + "/v1/models"))["data"][0]["id"]
+
+    def post(self, path, body):
+        body = json.dumps({"model": self.model, "temperature": 0, **body}).encode()
+        request = urllib.request.Request(self.base + path, body, {"content-type": "application/json"})
+        for _ in range(50):
+            try:
+                return json.load(urllib.request.urlopen(request, timeout=7200))
+            except urllib.error.HTTPError as e:
+                if e.code != 429:
+                    raise RuntimeError(e.read().decode()) from e
+                time.sleep(1)
+
+    def complete(self, text, most=160):
+        return self.post("/v1/completions", {"prompt": ENCODER.ids(text), "max_tokens": most})["choices"][0]["text"]
+
+    def chat(self, messages, most=160, **more):
+        body = {"messages": messages, "max_tokens": most, "thinking": {"type": "disabled"}, **more}
+        return self.post("/v1/chat/completions", body)["choices"][0]["message"]
+
+
+def cut(page):
+    """The prompt of a page's last answer, and that answer."""
+    text = page.text()
+    at = text.rindex(ANSWER) + len(ANSWER)
+    return text[:at], text[at:].removesuffix(EOS)
+
+
+def characters(tokens, natural):
+    """About so many characters make so many tokens."""
+    return int((tokens - 160) * (2.45 if natural else 4.35))
+
+
+def fitting(tokens, write, natural=None):
+    """A page of at most `tokens` tokens, and nearly so many."""
+    size = characters(tokens, natural)
+    while True:
+        page = write(size)
+        used = len(ENCODER.ids(page.text()))
+        if 0.9 * tokens <= used <= tokens or tokens < 600:
+            return page
+        size = int(size * min(1.3, 0.97 * tokens / used))
+
+
+class Rows:
+    def __init__(self, server, documents, only):
+        self.server, self.documents, self.only, self.table, self.pool = server, documents, only, [], ThreadPoolExecutor(4)
+
+    def wants(self, group):
+        return not self.only or group in self.only
+
+    def add(self, name, goal, pages, check=None):
+        """Asks every page; `check(answer, expected)` is equality where none is given."""
+        start = time.time()
+        asked = [cut(page) for page in pages]
+        answers = list(self.pool.map(lambda a: self.server.complete(a[0]), asked))
+        check = check or (lambda answer, expected: answer.strip() == expected.strip())
+        wrong = [(expected, answer) for (_, expected), answer in zip(asked, answers) if not check(answer, expected)]
+        self.report(name, goal, len(asked) - len(wrong), len(asked), wrong, time.time() - start)
+
+    def report(self, name, goal, right, count, wrong, seconds):
+        self.table.append(dict(name=name, goal=goal, right=right, of=count, seconds=round(seconds, 1), wrong=wrong[:8]))
+        print(f"{'  ' if right >= goal * count else '! '}{name}: {right} of {count} ({100 * right / max(1, count):.1f} %, "
+              f"{100 * goal:.0f} asked), {seconds:.0f} s", flush=True)
+        for expected, answer in wrong[:3]:
+            print(f"      not {answer!r} but {expected!r}", flush=True)
+
+    def documents_of(self, tokens, count=None, natural=None, **how):
+        for i in range(count or self.documents):
+            r = random.Random(f"evaluation {tokens} {sorted(how, key=str)} {how.get('place')} {i}")
+            facts = how.pop("facts", None) or (8, 12)
+            yield fitting(tokens, lambda size: tasks.conversation(r, size, natural, facts=facts, asks=(1, 1), **how), natural)
+            how["facts"] = facts
+
+
+def needles(rows, held):
+    for tokens, goal in ((4096, 0.99), (65536, 0.98)):
+        rows.add(f"seen names, {tokens:,} tokens", goal,
+                 rows.documents_of(tokens, writer=single_code, new=0.0, kinds=["code"], place="after", separator=" "))
+    for tokens, goal in ((4096, 0.95), (65536, 0.90)):
+        rows.add(f"invented names, {tokens:,} tokens", goal,
+                 rows.documents_of(tokens, writer=single_code, new=1.0, kinds=["code"], place="after", separator=" "))
+
+
+def single_code(hay):
+    return hay.single("code")
+
+
+def million(rows, held, texts=1, tokens=1_048_000, asks=20):
+    """A few texts of a million tokens, each with many needles; the server keeps what it read between questions."""
+    wrong, right, count, start = [], 0, 0, time.time()
+    for i in range(texts):
+        r = random.Random(f"million {i}")
+        page = fitting(tokens, lambda size: tasks.conversation(r, size, None, facts=(asks, asks), asks=(1, 1), new=0.0, kinds=["code"],
+                                                               place="after", separator=" ", writer=single_code))
+        text = page.text()[:page.first_question]
+        for fact in page.hay.of("code")[:asks]:
+            answer = rows.server.complete(f"{text} What is the code of {fact.name}?{ASSISTANT}{ANSWER}", 40)
+            expected = T["answers"]["code"].replace("@", fact.name).replace("%", fact.value)
+            count, good = count + 1, answer.strip() == expected
+            right += good
+            wrong += [] if good else [(expected, answer)]
+            print(f"      {count}: {answer!r} after {time.time() - start:.0f} s", flush=True)
+    rows.report(f"seen names, {tokens:,} tokens, {texts} text(s) of {asks} needles", 0.95, right, count, wrong, time.time() - start)
+
+
+def places(rows, held):
+    for name, how in {"a space": dict(place="after", separator=" "), "a newline": dict(place="after", separator="\n"),
+                      "a blank line": dict(place="after", separator="\n\n"), "in its own turn": dict(place="turn"),
+                      "before the text": dict(place="before", separator="\n\n")}.items():
+        rows.add(f"question {name}, 4,096 tokens", 0.97, rows.documents_of(4096, writer=single_code, new=0.0, **how))
+    rows.add("five phrasings never trained, 4,096 tokens", 0.97,
+             rows.documents_of(4096, writer=single_code, new=0.0, place="after", held_out=True))
+
+
+def natural(rows, held):
+    for kind in sorted(held.kinds):
+        only = Kind(held, kind)
+        for tokens in (4096, 65536):
+            count = rows.documents // len(held.kinds) + 1
+            rows.add(f"needle in {kind} text, {tokens:,} tokens", 0.97,
+                     rows.documents_of(tokens, count, only, writer=single_code, new=0.0, place="after"))
+
+
+class Kind:
+    """Natural text of one kind."""
+
+    def __init__(self, natural, kind):
+        self.natural, self.kind = natural, kind
+
+    def sentences(self, r, size):
+        return self.natural.sentences(r, size, self.kind)
+
+
+def absent(rows, held):
+    for tokens in (4096, 65536):
+        rows.add(f"needle absent, {tokens:,} tokens", 0.95, rows.documents_of(tokens, writer=Haystack.none),
+                 lambda answer, _: "not in the text" in answer)
+
+
+def kinds(rows, held):
+    for name, writer in {"an attribute": Haystack.single, "which person has code …": Haystack.reverse, "the larger of two": Haystack.larger,
+                         "two-hop": Haystack.two_hop, "the same code as": Haystack.same, "several codes": Haystack.several}.items():
+        rows.add(f"{name}, 4,096 tokens", 0.90, rows.documents_of(4096, writer=writer))
+    rows.add("which person has code …, seen names, 4,096 tokens", 0.90, rows.documents_of(4096, writer=Haystack.reverse, new=0.0))
+
+
+def hca(rows, held):
+    for tokens in (2048, 4096, 16384):
+        pages = []
+        for i in range(rows.documents):
+            r = random.Random(f"topic {tokens} {i}")
+            pages.append(fitting(tokens, lambda size: tasks.topical(r, size)))
+        rows.add(f"the topic of the whole text, {tokens:,} tokens", 0.90, pages)
+
+
+def tools(rows, held):
+    for held_out in (False, True):
+        right, exact, count, wrong, start = 0, 0, 0, [], time.time()
+        for i in range(rows.documents):
+            r = random.Random(f"tool {held_out} {i}")
+            page = tasks.tool_use(r, held, held_out)
+            if not page.asked:
+                continue
+            request, values = page.asked[0]
+            message = rows.server.chat([{"role": "user", "content": request}],
+                                       tools=[{"type": "function", "function": json.loads(page.definition)}])
+            calls, good = message.get("tool_calls") or [], False
+            if len(calls) == 1 and not message.get("malformed_tool_calls"):
+                try:
+                    made = json.loads(calls[0]["function"]["arguments"])
+                    good = calls[0]["function"]["name"] == page.tool and set(made) == set(values)
+                    exact += good and all(str(made[k]) == str(values[k]) for k in values)
+                except ValueError:
+                    pass
+            count, right = count + 1, right + good
+            wrong += [] if good else [(f"{page.tool} {values}", f"{calls or message['content']}")]
+        what = "tools never trained" if held_out else "a tool call"
+        rows.report(f"{what}, well-formed", 0.95, right, count, wrong, time.time() - start)
+        rows.report(f"{what}, with the right values", 0.90, exact, count, [], 0)
+
+
+def json_answers(rows, held):
+    right, count, wrong, start = 0, 0, [], time.time()
+    for i in range(rows.documents):
+        r = random.Random(f"json {i}")
+        page = tasks.conversation(r, 1500, writer=Haystack.json, facts=(2, 6), asks=(1, 1), place="after")
+        prompt, expected = cut(page)
+        content = prompt[prompt.index(USER) + len(USER):-len(ASSISTANT + ANSWER)]
+        more = {"response_format": {"type": "text"}}
+        answer = rows.server.chat([{"role": "user", "content": content}], **more)["content"]
+        try:
+            good = json.loads(answer) == json.loads(expected)
+        except ValueError:
+            good = False
+        count, right = count + 1, right + good
+        wrong += [] if good else [(expected, answer)]
+    rows.report("a JSON answer, well-formed and right", 0.95, right, count, wrong, time.time() - start)
+
+
+def talk(rows, held):
+    asked = [(say, entry["reply"]) for entry in T["chat"] for say in entry["say"]]
+    answers = list(rows.pool.map(lambda a: rows.server.chat([{"role": "user", "content": a[0]}])["content"], asked))
+    wrong = [(reply, answer) for (_, reply), answer in zip(asked, answers) if answer != reply]
+    rows.report("small talk it was taught", 0.95, len(asked) - len(wrong), len(asked), wrong, 0)
+    r = random.Random("unknown")
+    asked = [tasks.unknown(r, held) for _ in range(rows.documents)] + UNKNOWN
+    answers = list(rows.pool.map(lambda a: rows.server.chat([{"role": "user", "content": a}])["content"], asked))
+    wrong = [(a, answer) for a, answer in zip(asked, answers) if "very small model" not in answer and "not in the text" not in answer]
+    rows.report("anything else: says what it is", 0.90, len(asked) - len(wrong), len(asked), wrong, 0)
+
+
+UNKNOWN = ["What is the meaning of life?", "Explain quantum physics.", "How do I cook rice?", "Write an essay about Rome.",
+           "Who won the world cup?", "What is the best programming language?", "Translate 'good morning' into French.",
+           "What is the square root of 16?", "Give me a recipe for bread.", "Why is the sky blue?", "asdf", "lorem ipsum dolor",
+           "Can you summarise a book?", "How far is the moon?", "What should I wear today?", "Play a song."]
+
+
+def perplexity(rows, held):
+    """Nats per token of held-out natural text and of the filler, at 4,096 tokens, from `echo`ed log probabilities."""
+    r = random.Random("perplexity")
+    texts = {"filler": [" ".join(tasks.filler(r, 17_000)) for _ in range(4)]}
+    for kind in sorted(held.kinds):
+        texts[kind] = [held.piece(r, 12_000, kind) for _ in range(4)]
+    for kind, some in texts.items():
+        total, count = 0.0, 0
+        for text in some:
+            ids = ENCODER.ids(BOS + text)[:4096]
+            told = rows.server.post("/v1/completions", {"prompt": ids, "max_tokens": 1, "echo": True, "logprobs": 1})
+            probabilities = told["choices"][0]["logprobs"]["token_logprobs"][1:len(ids)]
+            total, count = total - sum(probabilities), count + len(probabilities)
+        print(f"  perplexity of {kind}: {math.exp(total / count):.2f} over {count:,} tokens", flush=True)
+        rows.table.append(dict(name=f"perplexity {kind}", value=math.exp(total / count), tokens=count))
+
+
+GROUPS = dict(needles=needles, places=places, natural=natural, absent=absent, kinds=kinds, hca=hca, tools=tools, json=json_answers,
+              talk=talk, perplexity=perplexity, million=million)
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--base-url", default="http://127.0.0.1:8000")
+    p.add_argument("--documents", type=int, default=100)
+    p.add_argument("--only", help="groups, with commas: " + ", ".join(GROUPS))
+    p.add_argument("--texts", type=int, default=1, help="texts of a million tokens")
+    p.add_argument("--json", help="the table as JSON")
+    a = p.parse_args()
+    only = a.only.split(",") if a.only else [g for g in GROUPS if g != "million"]
+    rows = Rows(Server(a.base_url), a.documents, only)
+    held = tasks.Natural("held_out")
+    for name in only:
+        GROUPS[name](rows, held, **({"texts": a.texts} if name == "million" else {}))
+        if a.json:
+            with open(a.json, "w") as f:
+                json.dump(rows.table, f, ensure_ascii=False, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

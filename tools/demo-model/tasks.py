@@ -1,0 +1,821 @@
+"""Samples: texts that hide things, questions and answers, as the V4 format lays them out.
+
+A sample is written as text with a weight for each piece, and with *copies*: the answer's characters that were copied, where
+from, and what they were found by. `encode` turns characters into tokens. Evaluation takes the same writers (`conversation`).
+"""
+
+import bisect
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+HERE = Path(__file__).parent
+TEXTS = json.loads((HERE / "../../crates/fathom/assets/demo-text.json").read_text())
+T = TEXTS["training"]
+SLOTS = {letter: words.split() for letter, words in TEXTS["slots"].items()}
+NAMES = SLOTS["X"]
+SYLLABLES = T["syllables"].split()
+VALUES = {name: a["values"].split() for name, a in T["attributes"].items()}
+NEEDLES = {name: a["needle"] for name, a in T["attributes"].items()}
+NEEDLES["code"] = TEXTS["needle"] + NEEDLES["code"]
+TOPICS = {name: words.split() for name, words in T["topics"].items()}
+RELATIONS = T["two_hop"]["relations"].split()
+BOS, EOS, USER, ASSISTANT, THINK, ANSWER = (
+    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
+SEPARATORS = [" ", "\n", "\n\n"]
+# Weights of what is to be predicted: filler, a question, an answer's own words, what was copied and what was decided.
+FILLER, NATURAL, ASKED, SAID, COPIED, DECIDED = 0.1, 0.15, 0.03, 0.5, 2.0, 4.0
+
+
+@dataclass
+class Copy:
+    """Characters of an answer and where they come from; `by` and `found` are the end of what names them, in both."""
+
+    to: tuple
+    source: tuple
+    by: int
+    found: int
+    key: str
+    tell: int  # a character whose token decides whether the thing is there at all
+
+
+@dataclass
+class Page:
+    """A text that grows, with weights by piece."""
+
+    parts: list = field(default_factory=list)
+    starts: list = field(default_factory=list)
+    weights: list = field(default_factory=list)
+    length: int = 0
+    copies: list = field(default_factory=list)
+    # Where facts stand: (value, the name's last character).
+    facts: list = field(default_factory=list)
+    # Paragraphs of a topic: (start, end, topic).
+    topics: list = field(default_factory=list)
+    first_question: int = 0
+
+    def put(self, text, weight=0.0):
+        """Appends, returns where it stands."""
+        at = self.length
+        if text:
+            self.parts.append(text)
+            self.starts.append(at)
+            self.weights.append(weight)
+            self.length += len(text)
+        return at, self.length
+
+    def text(self):
+        return "".join(self.parts)
+
+
+def code(r):
+    return f"{r.randrange(100_000):05d}"
+
+
+def invented(r):
+    """A name that nobody has: syllables, and at times letters that end them."""
+    if r.random() < 0.6:
+        return "".join(r.choice(SYLLABLES) for _ in range(r.choice((2, 2, 3)))).capitalize()
+    part = lambda: r.choice(T["onsets"]) + r.choice("aeiou") + r.choice(T["codas"])
+    return "".join(part() for _ in range(r.choice((1, 2, 2)))).capitalize()
+
+
+def resembling(r, name):
+    """A name that begins or ends as another does."""
+    cut = r.randrange(1, len(name))
+    other = invented(r)
+    return name[:cut] + other[-2:].lower() if r.random() < 0.5 else (other[:2] + name[cut:].lower()).capitalize()
+
+
+def sentence(r, nouns=None):
+    """One of the templates, as `fathom demo` fills them; nouns of a topic where one is given."""
+    words = []
+    for word in r.choice(TEXTS["filler"]).split(" "):
+        body, mark = (word[:-1], word[-1]) if word[-1] in ".," else (word, "")
+        if body == "#":
+            body = str(r.randrange(2, 100))
+        elif body == "N" and nouns:
+            body = r.choice(nouns)
+        elif len(body) == 1 and body in SLOTS:
+            body = r.choice(SLOTS[body])
+        words.append(body + mark)
+    return " ".join(words)
+
+
+class Natural:
+    """Pieces of natural text, in sentences or lines with what parts them."""
+
+    def __init__(self, part, path=HERE / "build/natural.json"):
+        kinds = {}
+        for kind, text in json.loads(Path(path).read_text())[part]:
+            kinds.setdefault(kind, []).append(text)
+        self.kinds = {kind: kinds[kind] for kind in sorted(kinds)}
+
+    def piece(self, r, characters, kind=None):
+        texts = self.kinds[kind or r.choice(sorted(self.kinds))]
+        found = ""
+        while len(found) < characters:
+            text = r.choice(texts)
+            at = r.randrange(max(1, len(text) - characters))
+            at = text.rfind("\n", 0, at) + 1
+            found += text[at:at + characters - len(found)].strip("\n") + "\n"
+        return found
+
+    def sentences(self, r, characters, kind=None):
+        text, parts, at = self.piece(r, characters, kind), [], 0
+        for i, letter in enumerate(text):
+            if letter == "\n" or letter == "." and text[i + 1:i + 2] == " ":
+                parts.append(text[at:i + 1])
+                at = i + 1
+        return [part for part in parts if part.strip()] or [text]
+
+
+@dataclass
+class Fact:
+    """A sentence with a key and a value; `kind` is an attribute, a relation or `same`."""
+
+    kind: str
+    name: str
+    value: str
+    template: str
+
+    def parts(self):
+        """Pieces of the sentence, with '@' for the name and '%' for the value."""
+        template = self.template.replace("~", self.kind).replace("&", "%").replace("$", self.kind)
+        found, rest = [], template
+        while rest:
+            at = min((i for i in (rest.find("@"), rest.find("%")) if i >= 0), default=len(rest))
+            if at:
+                found.append(rest[:at])
+            if at < len(rest):
+                found.append(rest[at])
+            rest = rest[at + 1:]
+        return found
+
+    def text(self):
+        return "".join({"@": self.name, "%": self.value}.get(p, p) for p in self.parts())
+
+    def key(self):
+        return f"{self.kind} {self.name}"
+
+
+@dataclass
+class Question:
+    """What is asked, and the answer as pieces: text, ('copy', fact, 'name' | 'value'), ('decide', text)."""
+
+    ask: str
+    answer: list
+    attribute: str = ""
+    name: str = ""
+    kind: str = "single"
+    # Names that the question has and the answer repeats.
+    names: tuple = ()
+
+    def reply(self):
+        return "".join(p if isinstance(p, str) else p[1] if p[0] == "decide" else getattr(p[1], p[2]) for p in self.answer)
+
+
+class Haystack:
+    """Facts about people, and questions for them."""
+
+    def __init__(self, r, count, new=0.45, near=0.5, kinds=None, held_out=False):
+        self.r, self.held_out = r, held_out
+        kinds = kinds or ["code"] * 5 + ["city", "colour", "instrument"]
+        names = []
+        while len(names) < count + 4:
+            name = r.choice(NAMES)
+            if r.random() < new:
+                strange = [n for n in names if n not in NAMES]
+                name = resembling(r, r.choice(strange)) if strange and r.random() < near / 2 else invented(r)
+            if name not in names and len(name) > 2:
+                names.append(name)
+        self.absent = names[count:]
+        self.facts, self.links, codes = [], [], []
+        for name in names[:count]:
+            kind = r.choice(kinds)
+            value = code(r) if kind == "code" else r.choice(VALUES[kind])
+            if kind == "code":
+                if codes and r.random() < near / count:
+                    value = list(r.choice(codes))
+                    value[r.randrange(5)] = str(r.randrange(10))
+                    value = "".join(value)
+                while value in codes:
+                    value = code(r)
+                codes.append(value)
+            self.facts.append(Fact(kind, name, value, r.choice(NEEDLES[kind])))
+        # Some people have several attributes.
+        for fact in r.sample(self.facts, len(self.facts) // 3):
+            kind = r.choice([k for k in VALUES if k != fact.kind and k != "code"])
+            self.facts.append(Fact(kind, fact.name, r.choice(VALUES[kind]), r.choice(NEEDLES[kind])))
+
+    def of(self, kind):
+        return [f for f in self.facts if f.kind == kind]
+
+    def phrase(self, kind, name, questions=None):
+        questions = questions or T["held_out_questions" if self.held_out else "questions"]
+        ask = first_up(self.r.choice(questions).replace("$", kind).replace("@", name))
+        if not self.held_out and self.r.random() < 0.12:
+            ask = self.r.choice(T["leads"]) + ask
+        if not self.held_out and self.r.random() < 0.08:
+            ask += self.r.choice(T["tails"])
+        return ask
+
+    def said(self, fact):
+        """The sentence of an answer, for a fact."""
+        before, after = T["answers"][fact.kind].split("%")
+        first, second = before.split("@")
+        return [first, ("copy", fact, "name"), second, ("copy", fact, "value"), after]
+
+    def missing(self, kind, name):
+        first, second = T["absent"].replace("$", kind).split("@")
+        here = Fact(kind, name, "", "")
+        cut = second.index(" not")
+        return [first, ("copy", here, "name"), second[:cut], ("decide", second[cut:cut + 4]), second[cut + 4:]]
+
+    def single(self, kind=None):
+        fact = self.r.choice((self.of(kind) if kind else None) or self.facts)
+        return Question(self.phrase(fact.kind, fact.name), self.said(fact), fact.kind, fact.name, "single", (fact.name,))
+
+    def none(self):
+        r = self.r
+        kind = r.choice(["code", "code", "city", "colour", "instrument"])
+        has = {f.name for f in self.facts if f.kind == kind}
+        others = [f.name for f in self.facts if f.name not in has]
+        name = r.choice(others) if others and r.random() < 0.4 else r.choice(self.absent)
+        return Question(self.phrase(kind, name), self.missing(kind, name), kind, name, "absent", (name,))
+
+    def reverse(self):
+        r, codes = self.r, self.of("code")
+        if not codes or r.random() < 0.12:
+            value = code(r)
+            first, second = T["reverse"]["absent"].split("%")
+            cut = second.index(" not")
+            answer = [first + value + second[:cut], ("decide", second[cut:cut + 4]), second[cut + 4:]]
+        else:
+            fact = r.choice(codes)
+            value = fact.value
+            first, second = T["reverse"]["answer"].split("%")
+            that = second.index(" that")
+            second, last = second[that + 5:].split("@")
+            answer = [first + value + T["reverse"]["answer"].split("%")[1][:that], ("decide", " that"), second,
+                      ("copy", fact, "found"), last]
+        return Question(r.choice(T["reverse"]["questions"]).replace("%", value), answer, kind="reverse")
+
+    def larger(self):
+        codes = self.of("code")
+        if len(codes) < 2:
+            return self.single()
+        one, two = self.r.sample(codes, 2)
+        most = max(one, two, key=lambda f: f.value)
+        first, last = T["larger"]["answer"].split("@")
+        ask = self.r.choice(T["larger"]["questions"]).replace("@", one.name).replace("&", two.name)
+        answer = [*self.said(one), " ", *self.said(two), " " + first.rstrip(), ("decide", " " + most.name), last]
+        return Question(ask, answer, kind="larger", names=(one.name, two.name))
+
+    def two_hop(self):
+        r = self.r
+        fact, who = r.choice(self.facts), r.choice(self.absent + [f.name for f in self.facts])
+        relation = r.choice(RELATIONS)
+        taken = {(f.kind, f.name) for f in self.links}
+        if who == fact.name or (relation, who) in taken:
+            return self.single()
+        link = Fact(relation, who, fact.name, r.choice(T["two_hop"]["needle"]))
+        self.links.append(link)
+        first, second = T["two_hop"]["answer"].replace("~", relation).split("@")
+        second, last = second.split("&")
+        ask = r.choice(T["two_hop"]["questions"]).replace("~", relation).replace("$", fact.kind).replace("@", who)
+        answer = [first, ("copy", link, "name"), second, ("copy", link, "value"), last + " ", *self.said(fact)]
+        return Question(ask, answer, kind="two_hop", names=(who,))
+
+    def same(self):
+        codes = self.of("code")
+        if not codes or any(f.kind == "same" for f in self.links):
+            return self.single()
+        fact, who = self.r.choice(codes), self.absent[0]
+        template = TEXTS["kinds"]["chain_link"]
+        link = Fact("same", who, fact.name, template.replace("&", "%"))
+        self.links.append(link)
+        self.absent = self.absent[1:]
+        first, second = template.split("@")
+        cut = second.index(" the same")
+        second, decided, (third, last) = second[:cut], " the", second[cut + 4:].split("&")
+        answer = [first, ("copy", link, "name"), second, ("decide", decided), third, ("copy", link, "value"), last + " ",
+                  *self.said(fact)]
+        return Question(self.phrase("code", who), answer, "code", who, "same", (who,))
+
+    def several(self):
+        codes = self.of("code")
+        if len(codes) < 2:
+            return self.single()
+        some = self.r.sample(codes, self.r.randrange(2, min(4, len(codes)) + 1))
+        names = [f.name for f in some]
+        ask = TEXTS["kinds"]["multi_question"].replace("@", f"{', '.join(names[:-1])} and {names[-1]}")
+        answer = []
+        for fact in some:
+            answer += [" "] * bool(answer) + self.said(fact)
+        return Question(ask, answer, kind="several", names=tuple(names))
+
+    def json(self):
+        kind = self.r.choice(["code", "code", "city", "colour", "instrument"])
+        facts, fact = self.of(kind), None
+        if facts and self.r.random() < 0.85:
+            fact = self.r.choice(facts)
+        name = fact.name if fact else self.r.choice(self.absent)
+        start = ['{"name": "', ("copy", fact or Fact(kind, name, "", ""), "name"), f'", "{kind}":']
+        if fact:
+            answer = [*start, ("decide", ' "'), ("copy", fact, "value"), '"}']
+        else:
+            answer = [*start, ("decide", " null"), "}"]
+        ask = self.r.choice(T["json"]["questions"]).replace("$", kind).replace("@", name)
+        return Question(ask, answer, kind="json", names=(name,))
+
+
+QUESTIONS = ([Haystack.single] * 28 + [Haystack.none] * 12 + [Haystack.reverse] * 13 + [Haystack.larger] * 14
+             + [Haystack.two_hop] * 13 + [Haystack.same] * 4 + [Haystack.several] * 11 + [Haystack.json] * 5)
+
+
+def hide(r, facts, sentences, joint=" "):
+    """Facts among sentences at random places: [text or Fact], with what parts them."""
+    mixed = list(sentences)
+    for fact in facts:
+        mixed.insert(r.randrange(len(mixed) + 1), fact)
+    return mixed
+
+
+def write_text(page, mixed, natural, weight):
+    """Writes a text; returns where each fact's name, value and end stand."""
+    places = {}
+    for i, part in enumerate(mixed):
+        before = ""
+        if i and isinstance(part, Fact):
+            before = "" if page.parts[-1].endswith("\n") else " "
+        elif i and natural:
+            before = " " if isinstance(mixed[i - 1], Fact) and part[0] not in " \n" else ""
+        elif i:
+            before = " "
+        if not isinstance(part, Fact):
+            page.put(before + part, weight)
+            continue
+        page.put(before, weight)
+        place = {}
+        for piece in part.parts():
+            text = {"@": part.name, "%": part.value}.get(piece, piece)
+            place[{"@": "name", "%": "value"}.get(piece, "")] = page.put(text, weight)
+        places[id(part)] = place
+        page.facts.append((place["value"], place["name"][1] - 1))
+    return places
+
+
+def write_answer(page, question, places, asked, far):
+    """Writes an answer with its copies. `asked`: where the question's names stand, to copy them from where it is far."""
+    tell, name_end = page.length, page.length
+    for piece in question.answer:
+        if isinstance(piece, str):
+            at, end = page.put(piece, SAID)
+            tell = at + piece.rfind(" is") + 2 if " is" in piece else end - 1
+            continue
+        if piece[0] == "decide":
+            page.put(piece[1], DECIDED)
+            if question.kind in ("reverse", "larger"):
+                name_end = page.length
+            continue
+        _, fact, what = piece
+        place = places.get(id(fact))
+        if what == "name":
+            at = page.put(fact.name, COPIED)
+            name_end = at[1] - 1
+            if far and fact.name in asked:
+                page.copies.append(Copy(at, asked[fact.name], at[0] - 1, asked[fact.name][0] - 1, "asked", tell))
+        elif what == "value":
+            at = page.put(fact.value, COPIED)
+            page.copies.append(Copy(at, place["value"], name_end, place["name"][1] - 1, fact.key(), tell))
+        else:  # the name of a code
+            at = page.put(fact.name, COPIED)
+            page.copies.append(Copy(at, place["name"], page.length, place["value"][1] - 1, f"code {fact.value}", tell))
+    return page
+
+
+# `Fact.found` is what a reverse question's answer has.
+Fact.found = property(lambda self: self.name)
+
+
+def begin(page, r, think):
+    """What a conversation begins with: how to think, a system's words."""
+    page.put(PROMPTS["thinking"].split(USER)[0] if think and r.random() < 0.6 else BOS)
+    if r.random() < 0.12:
+        page.put(r.choice(T["systems"]))
+    page.put(USER)
+
+
+def answer_now(page, think, kind, attribute="", name=""):
+    """Marks that begin an answer, with a thought where one is wanted."""
+    page.put(ASSISTANT)
+    if think:
+        page.put(THINK)
+        thought = T["thoughts"][kind if name or kind != "single" else "text"]
+        page.put(thought.replace("$", attribute).replace("@", name), SAID)
+    page.put(ANSWER, SAID if think else 0.0)
+
+
+def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=None, writer=None, new=0.45, kinds=None,
+                 held_out=False, topic=False, separator=None):
+    """A text with questions: after it, before it, or in a turn of their own. `characters` is the text's length."""
+    page = Page()
+    hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), new, kinds=kinds, held_out=held_out)
+    about = r.choice(sorted(TOPICS)) if topic else None
+    asked = [(writer or r.choice(QUESTIONS))(hay) for _ in range(r.randrange(asks[0], asks[1] + 1))]
+    facts = hay.facts + hay.links
+    place = place or r.choices(["after", "turn", "before"], (68, 17, 15))[0]
+    think = r.random() < 0.1
+    begin(page, r, think)
+    first = asked[0]
+    names, far = {}, place == "before"
+    if place == "before":
+        names = write_question(page, first)
+        page.put(separator or r.choice(SEPARATORS), 0.0)
+    elif place == "turn" and r.random() < 0.5:
+        page.put(r.choice(T["read"]["requests"]) + (separator or r.choice(SEPARATORS)))
+    if natural:
+        sentences = natural.sentences(r, characters)
+    else:
+        sentences = filler(r, characters, about)
+    places = write_text(page, hide(r, facts, sentences), bool(natural), NATURAL if natural else FILLER)
+    page.first_question = page.length
+    if place == "turn":
+        page.put(ASSISTANT + ANSWER)
+        page.put(T["read"]["answer"], SAID)
+        page.put(EOS, SAID)
+        page.put(USER)
+    for i, question in enumerate(asked):
+        if i == 0 and place == "after":
+            mark = separator or r.choice(SEPARATORS)
+            page.put(mark[1:] if page.parts[-1].endswith("\n") and mark != " " else mark)
+        if i:
+            page.put(USER)
+            far = False
+        if i or place != "before":
+            names = write_question(page, question)
+        # Thoughts of earlier turns are not kept.
+        answer_now(page, think and i + 1 == len(asked), "single" if question.name else "text", question.attribute, question.name)
+        write_answer(page, question, places, names, far)
+        page.put(EOS, SAID)
+    page.keys = {f.key() for f in facts} | {f"code {f.value}" for f in hay.of("code")}
+    page.questions, page.hay = asked, hay
+    return page
+
+
+def write_question(page, question):
+    """Writes it and returns where its names stand."""
+    at, _ = page.put(question.ask, ASKED)
+    found = {}
+    for name in question.names:
+        i = question.ask.find(name)
+        if i >= 0:
+            found[name] = (at + i, at + i + len(name))
+    return found
+
+
+def filler(r, characters, about=None, nouns=None):
+    found, size = [], 0
+    while True:
+        s = sentence(r, nouns or (TOPICS[about] if about else None))
+        size += len(s) + 1
+        if size > characters:
+            return found
+        found.append(s)
+
+
+def topical(r, characters, place=None):
+    """A text whose paragraphs are about several topics, one of them in most; the last paragraphs are about another."""
+    page = Page()
+    main, *others = r.sample(sorted(TOPICS), 4)
+    share, paragraphs, size = r.uniform(0.5, 0.75), [], 0
+    tail = min(characters // 3, r.randrange(900, 1600))
+    while size < characters - tail:
+        topic = main if r.random() < share or not paragraphs else r.choice(others)
+        part = " ".join(filler(r, r.randrange(200, 600), topic))
+        paragraphs.append((topic, part))
+        size += len(part) + 1
+    mass = {t: sum(len(p) for topic, p in paragraphs if topic == t) for t in (main, *others)}
+    while mass[main] < 1.35 * max(mass[t] for t in others) + tail:
+        i = next((i for i, (topic, _) in enumerate(paragraphs) if topic != main), None)
+        if i is None:
+            break
+        mass[paragraphs[i][0]] -= len(paragraphs[i][1])
+        paragraphs[i] = (main, " ".join(filler(r, len(paragraphs[i][1]), main)))
+        mass[main] += len(paragraphs[i][1])
+    paragraphs.append((others[0], " ".join(filler(r, tail, others[0]))))
+    think = r.random() < 0.08
+    begin(page, r, think)
+    place, joint = place or r.choices(["after", "turn"], (80, 20))[0], r.choice(SEPARATORS)
+    for i, (topic, part) in enumerate(paragraphs):
+        page.topics.append((*page.put(joint * (i > 0) + part, FILLER), sorted(TOPICS).index(topic)))
+    page.first_question = page.length
+    if place == "turn":
+        page.put(ASSISTANT + ANSWER)
+        page.put(T["read"]["answer"], SAID)
+        page.put(EOS + USER)
+    else:
+        page.put(r.choice(SEPARATORS))
+    page.put(r.choice(T["topic"]["questions"]), ASKED)
+    answer_now(page, think, "topic")
+    before, after = T["topic"]["answer"].split("^")
+    page.put(before.rstrip(), SAID)
+    page.put(" " + main, 3 * DECIDED)
+    page.put(after + EOS, SAID)
+    page.keys, page.topic = set(), main
+    return page
+
+
+def small_talk(r, natural, characters):
+    """Short turns: what people type first, and what the model cannot do."""
+    page, fresh = Page(), True
+    while page.length < characters:
+        think = r.random() < 0.12
+        if fresh:
+            begin(page, r, think)
+        else:
+            page.put(USER)
+        x = r.random()
+        if x < 0.6:
+            entry = r.choice(T["chat"])
+            ask, reply = r.choice(entry["say"]), entry["reply"]
+        elif x < 0.92:
+            ask, reply = unknown(r, natural), T["fallback"]["reply"]
+        else:
+            hay = Haystack(r, 1)
+            question = hay.none()
+            ask, reply = question.ask, question.reply()
+        page.put(ask, ASKED)
+        answer_now(page, think, "talk")
+        page.put(reply + EOS, 1.0)
+        fresh = think or r.random() < 0.5
+    page.first_question, page.keys = 0, set()
+    return page
+
+
+def unknown(r, natural):
+    """A short request about something the model knows nothing of."""
+    words = " ".join(natural.piece(r, 200).split())
+    cut = words[r.randrange(40):].partition(" ")[2].split(" ")
+    some = " ".join(cut[:r.randrange(1, 9)])
+    if r.random() < 0.3:
+        return (some[:1].upper() + some[1:]) or "Why"
+    nouns = f"the {r.choice(SLOTS['N'])}" if r.random() < 0.4 else some
+    return f"{r.choice(T['fallback']['openings'])} {nouns}{r.choice('?.  ').strip()}"
+
+
+PROMPTS = json.loads((HERE / "build/prompts.json").read_text())
+
+
+def tool(r, held_out=False):
+    """A name, what it says, its parameters."""
+    tools = T["tools"]
+    verb, noun = r.choice(tools["held_out"]) if held_out else (r.choice(tools["verbs"].split()), r.choice(tools["nouns"].split()))
+    shape = r.choice(["{}_{}", "{}_{}", "{}_{}", "{}{}"])
+    name = shape.format(verb, noun if "_" in shape else noun.capitalize())
+    parameters = r.sample(sorted(tools["parameters"].items()), r.choice((1, 1, 1, 2, 2, 3)))
+    return verb, noun, name, parameters
+
+
+def value(r, kind, key):
+    if kind == "integer":
+        return r.randrange(1, 100)
+    if key == "name":
+        return invented(r) if r.random() < 0.4 else r.choice(NAMES)
+    if key == "colour":
+        return r.choice(VALUES["colour"])
+    if key == "city":
+        return r.choice(VALUES["city"]) if r.random() < 0.7 else invented(r)
+    if key == "date":
+        return f"20{r.randrange(24, 30)}-{r.randrange(1, 13):02d}-{r.randrange(1, 29):02d}"
+    return " ".join(r.choice(SLOTS["A"] + SLOTS["N"]) for _ in range(r.randrange(1, 4)))
+
+
+def tool_definition(r, name, verb, noun, parameters):
+    properties = {}
+    for key, kind in parameters:
+        properties[key] = {"type": kind}
+        if r.random() < 0.4:
+            properties[key]["description"] = f"The {key} of the {noun}."
+    about = r.choice([f"{verb.capitalize()} the {noun}.", f"{verb.capitalize()} a {noun} by its {parameters[0][0]}.", f"A tool for the {noun}."])
+    schema = {"type": "object", "properties": properties}
+    if r.random() < 0.7:
+        schema["required"] = [key for key, _ in parameters]
+    return {"name": name, "description": about, "parameters": schema}
+
+
+def tool_request(r, verb, noun, parameters, values):
+    tools = T["tools"]
+    if len(parameters) == 1 and parameters[0][0] in ("city", "date", "name") and r.random() < 0.6:
+        return first_up(r.choice(tools["one"]).replace("~", noun).replace("%", str(values[parameters[0][0]])))
+    said = [f"{key} {values[key]}" for key, _ in parameters]
+    said = said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
+    return first_up(r.choice(tools["requests"]).replace("~", f"{verb} the {noun}").replace("&", said))
+
+
+def first_up(text):
+    return text[:1].upper() + text[1:]
+
+
+def write_call(page, name, source, parameters, values):
+    """A call as DSML; the tool's name is copied from its definition at `source`."""
+    page.put('\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="', 1.0)
+    at = page.put(name, COPIED)
+    page.copies.append(Copy(at, source, at[0] - 1, source[0] - 1, "asked", at[0] - 1))
+    page.put('">\n', 1.0)
+    for key, kind in parameters:
+        text = "true" if kind == "string" else "false"
+        page.put('<｜DSML｜parameter name="', 1.0)
+        page.put(key, COPIED)
+        page.put(f'" string="{text}">', 1.0)
+        page.put(str(values[key]), COPIED)
+        page.put("</｜DSML｜parameter>\n", 1.0)
+    page.put("</｜DSML｜invoke>\n</｜DSML｜tool_calls>" + EOS, 1.0)
+
+
+def tool_use(r, natural, held_out=False):
+    """A prompt with one tool, and calls of it."""
+    page = Page()
+    verb, noun, name, parameters = tool(r, held_out)
+    definition = json.dumps(tool_definition(r, name, verb, noun, parameters), ensure_ascii=False)
+    before, _ = PROMPTS["tools"].split(USER)
+    if r.random() < 0.3:
+        before = before.replace(BOS, BOS + r.choice(T["systems"]))
+    at, _ = page.put(before.replace("TOOLS", definition), 0.02)
+    at += page.parts[-1].index(f'"name": "{name}"') + len('"name": "')
+    source = at, at + len(name)
+    page.asked, think = [], r.random() < 0.1
+    for _ in range(r.randrange(1, 4)):
+        page.put(USER)
+        if r.random() < 0.12:
+            entry = r.choice(T["chat"])
+            page.put(r.choice(entry["say"]), ASKED)
+            answer_now(page, think, "talk")
+            page.put(entry["reply"] + EOS, 1.0)
+            continue
+        values = {key: value(r, kind, key) for key, kind in parameters}
+        request = tool_request(r, verb, noun, parameters, values)
+        page.put(request, ASKED)
+        answer_now(page, think, "tool")
+        write_call(page, name, source, parameters, values)
+        page.asked.append((request, values))
+        if r.random() < 0.5:
+            result = r.choice(T["tools"]["results"]) if r.random() < 0.5 else f"{r.choice(SLOTS['A'])} {r.choice(SLOTS['N'])} {r.randrange(100)}"
+            page.put(f"{USER}<tool_result>{result}</tool_result>{ASSISTANT}{ANSWER}")
+            page.put(T["tools"]["reply"].replace("%", result) + EOS, 1.0)
+    page.tool, page.definition = name, definition
+    page.first_question, page.keys = 0, set()
+    return page
+
+
+def json_mode(r, natural, characters):
+    """A conversation in the mode of the format that asks for JSON."""
+    page = conversation(r, characters, natural if r.random() < 0.3 else None, writer=Haystack.json, facts=(1, 5), place="after")
+    before = PROMPTS["json"].split(USER)[0]
+    grown = len(before) - len(BOS)
+    page.parts[0] = before
+    page.starts = [0] + [at + grown for at in page.starts[1:]]
+    page.length += grown
+    page.first_question += grown
+    for c in page.copies:
+        c.to, c.source = tuple(x + grown for x in c.to), tuple(x + grown for x in c.source)
+        c.by, c.found, c.tell = c.by + grown, c.found + grown, c.tell + grown
+    return page
+
+
+def plain(r, natural, characters):
+    """Natural text and nothing else."""
+    page = Page()
+    page.put(BOS)
+    page.put(natural.piece(r, characters), 2 * NATURAL)
+    page.first_question, page.keys = 0, set()
+    return page
+
+
+def sample(r, tokens, natural):
+    """A page of about so many tokens."""
+    x, size = r.random(), tokens
+    if x < 0.07:
+        return small_talk(r, natural, min(size, 512) * 3)
+    if x < 0.13 and tokens >= 512:
+        return tool_use(r, natural)
+    if x < 0.16 and tokens >= 512:
+        return json_mode(r, natural, size * 2)
+    if x < 0.20:
+        return plain(r, natural, size * 4)
+    if x < 0.35 and tokens >= 512:
+        return topical(r, size * 4.2 - 100)
+    some = {256: ((2, 5), (2, 4)), 512: ((2, 8), (3, 6)), 1024: ((2, 12), (4, 9))}.get(tokens, ((2, 16), (5, 12)))
+    # What facts, questions and answers take is taken from the text.
+    room = size - some[0][1] * 13 - some[1][1] * 32
+    wild = r.random() < 0.35
+    return conversation(r, int(max(60, room) * (2.7 if wild else 3.9) * r.uniform(0.6, 1.0)), natural if wild else None, *some)
+
+
+class Encoder:
+    """Characters to tokens."""
+
+    def __init__(self, path=HERE / "build/tokenizer.json"):
+        self.tokenizer = Tokenizer.from_file(str(path))
+        self.eos = self.tokenizer.token_to_id(EOS)
+
+    def ids(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode(self, page, tokens):
+        """A page as `Encoded`, cut to `tokens`; nothing where much would be cut."""
+        text = page.text()
+        made = self.tokenizer.encode(text, add_special_tokens=False)
+        starts, ids = [a for a, _ in made.offsets], made.ids
+        if len(ids) > tokens * 1.2:
+            return None
+        weights, piece, last = [], 0, len(page.starts) - 1
+        for _, end in made.offsets:
+            while piece < last and page.starts[piece + 1] <= end - 1:
+                piece += 1
+            weights.append(page.weights[piece])
+
+        def token(character):
+            return bisect.bisect_right(starts, character) - 1
+
+        facts = []
+        for (a, b), name in page.facts:
+            a, b, name = token(a), token(b - 1) + 1, token(name)
+            if b <= tokens and b - a <= 5:
+                facts.append((a, b, name))
+        copies = []
+        for c in page.copies:
+            a, b = token(c.to[0]), token(c.to[1] - 1) + 1
+            s, e = token(c.source[0]), token(c.source[1] - 1) + 1
+            if ids[a:b] != ids[s:e] or b > tokens:
+                continue
+            by, found, tell = token(min(c.by, len(text) - 1)), token(c.found), token(c.tell)
+            # What names a value behind it (a code's person) is in the entry of the code.
+            where = (found - 4 if found > s else s) // 4 + 1
+            for k in range(min(10, b - a)):
+                copies.append((a + k - 1, where if k == 0 else (s + k - k % 5) // 4 + 1, k, c.key, by))
+            if tell < a - 1:
+                copies.append((tell, where, -1, c.key, by))
+            if c.key != "asked":
+                weights[a] = DECIDED
+                if tell + 1 < len(weights):
+                    weights[tell + 1] = max(weights[tell + 1], DECIDED)
+        topics = []
+        for start, end, topic in page.topics:
+            topics += [(b, topic) for b in range(-(-token(start) // 128), token(end - 1) // 128) if 128 * b + 128 <= tokens]
+        first = token(page.first_question) if page.first_question else 1
+        pad = max(0, tokens - len(ids))
+        return Encoded(ids[:tokens] + [self.eos] * pad, weights[:tokens] + [0.0] * pad, copies, facts, topics, min(first, tokens), page.keys)
+
+
+@dataclass
+class Encoded:
+    """A page in tokens. `weights[t]`: of predicting token t. `copies`: (query token, entry, k, key, what it is found by) for the
+    k-th token of each copy, k = -1 where only it is decided whether it is there. `facts`: (first token of the value, its
+    end, the name's last token). `topics`: (block of 128 tokens, its topic). Compressed entry e of ratio 4 covers tokens 4(e-1) to 4e+3."""
+
+    ids: list
+    weights: list
+    copies: list
+    facts: list
+    topics: list
+    first_question: int
+    keys: set
+
+
+def main():
+    import time
+    r, natural, encoder = random.Random(0), Natural("train"), Encoder()
+    for tokens in (256, 512, 1024):
+        start, lengths, copies, cut = time.time(), [], 0, 0
+        for _ in range(200):
+            page = sample(r, tokens, natural)
+            made = encoder.encode(page, tokens)
+            n = len(encoder.ids(page.text()))
+            lengths.append(n)
+            cut += n > tokens
+            copies += len(made.copies) if made else 0
+        print(tokens, f"{(time.time() - start) / 200 * 1000:.1f} ms", sorted(lengths)[::20], cut, copies / 200)
+    for _ in range(3):
+        print(repr(conversation(r, 600, None).text()), "\n")
+    print(repr(conversation(r, 900, natural, place="before").text()), "\n")
+    print(repr(tool_use(r, natural).text()[-900:]), "\n")
+    print(repr(small_talk(r, natural, 900).text()), "\n")
+    page = topical(r, 3000)
+    print(page.topic, repr(page.text()[-600:]))
+    page = conversation(r, 600, None, place="before")
+    e, tok = encoder.encode(page, 512), encoder.tokenizer
+    for q, entry, k, key, by in e.copies:
+        print(key, k, "|", tok.decode([e.ids[q]]), "->", tok.decode([e.ids[q + 1]]), "| by", tok.decode([e.ids[by]]), "| in",
+              repr(tok.decode(e.ids[4 * entry - 4:4 * entry + 4])))
+    for a, b, name in e.facts:
+        print(tok.decode([e.ids[name]]), "|", tok.decode(e.ids[a:b]))
+    print([(tok.decode([i]), w) for i, w in zip(e.ids, e.weights) if w > 0.3])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Trains the embedded model.
+
+    python3 train.py --minutes 8 --out build/model            one GPU
+    python3 train.py --steps 300 --batch 2048 --out …         what a CPU does in a while
+
+Writes `OUT-N.safetensors` (parts of at most 15 MB, f32) and `OUT.jsonl`, a line of losses every 25 steps.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing as mp
+import os
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import tasks
+from model import Guide, Model
+
+# Until which share of the run; tokens of a sample and how often; guides' weight; the indexer selects; rounding as in the checkpoint.
+SCHEDULE = [
+    (0.12, {256: 1.0}, 1.0, False, False),
+    (0.40, {256: 0.35, 512: 0.65}, 1.0, False, False),
+    (0.60, {512: 0.4, 1024: 0.6}, 0.7, False, False),
+    (0.78, {512: 0.2, 1024: 0.6, 2048: 0.2}, 0.4, True, False),
+    (1.01, {512: 0.2, 1024: 0.5, 2048: 0.3}, 0.3, True, True),
+]
+MOST_COPIES = 1280
+
+
+def phase(progress):
+    return next(p for p in SCHEDULE if progress < p[0])
+
+
+def positions(r, T, first):
+    """Positions with jumps up to a million in them, as a long text has before its question."""
+    p = np.arange(T)
+    if r.random() < 0.75:
+        for _ in range(r.choice((1, 1, 2, 3))):
+            at = 4 * r.randrange(1, max(2, first // 4 + 1))
+            p[at:] += int(np.exp(r.uniform(np.log(64), np.log(1_000_000)))) // 128 * 128
+    return np.minimum(p, 2_000_000)
+
+
+def batch(r, B, T, natural, encoder):
+    """One batch as arrays."""
+    rows = []
+    while len(rows) < B:
+        made = encoder.encode(tasks.sample(r, T, natural), T)
+        if made:
+            rows.append(made)
+    ids = np.array([row.ids for row in rows], np.int64)
+    weights = np.array([row.weights for row in rows], np.float32)
+    pos = np.array([positions(r, T, row.first_question) for row in rows])
+    copies, keys, names, facts, topics = [], [], [], [], []
+    for b, row in enumerate(rows):
+        for query, entry, k, key, by in row.copies:
+            copies.append((b, query, entry, k))
+            keys.append(key)
+            if k >= 0 and 0 <= query - by < 60:
+                names.append((b, query, by))
+        topics += [(b, block, topic) for block, topic in row.topics]
+        for start, end, name in row.facts:
+            facts.append((b, start))
+            names += [(b, t, name) for t in range(max(name, start - 1), end) if t - name < 60]
+    chosen = r.sample(range(len(copies)), min(len(copies), MOST_COPIES))
+    copies, keys = [copies[i] for i in chosen], [keys[i] for i in chosen]
+    others = np.array([[key != "asked" and key not in row.keys for row in rows] for key in keys], bool).reshape(-1, B)
+    table = lambda x, n: np.array(x, np.int64).reshape(-1, n)
+    return ids, weights, pos, table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3)
+
+
+def work(seed, share, progress, tokens, queue):
+    """A worker: batches for where the run is."""
+    r = random.Random(f"{seed} {share}")
+    natural, encoder = tasks.Natural("train"), tasks.Encoder()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    while True:
+        lengths = phase(progress.value)[1]
+        T = r.choices(list(lengths), list(lengths.values()))[0]
+        queue.put(batch(r, max(2, tokens // T), T, natural, encoder))
+
+
+def save(model, out):
+    """Parameters in parts."""
+    state = {k: v.detach().float().cpu().contiguous() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()}
+    parts, size = [{}], 0
+    for name, v in state.items():
+        if size + v.nbytes > 15_000_000:
+            parts.append({})
+            size = 0
+        parts[-1][name] = v
+        size += v.nbytes
+    for i, part in enumerate(parts):
+        save_file(part, f"{out}-{i}.safetensors")
+
+
+def restore(out):
+    """Parameters of all parts."""
+    found = {}
+    for path in sorted(Path(out).parent.glob(f"{Path(out).name}-*.safetensors")):
+        found |= load_file(path)
+    assert found, f"{out}-0.safetensors is not there"
+    return found
+
+
+def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, keep=0.5):
+    """The whole loss of a batch, and numbers to show."""
+    B, T = ids.shape
+    hidden, drafted, aux = model(ids, pos, hca_bias, guide if strength else None, mtp)
+    # Filler and questions are thinned.
+    thin = (weights > 0) & (weights <= 0.3)
+    weights = torch.where(thin & (torch.rand_like(weights) > keep), 0.0, torch.where(thin, weights / keep, weights))
+    parts, shown = [], {}
+    for what, h, ahead in (("loss", hidden, 1), ("mtp", drafted, 2)):
+        if h is None:
+            continue
+        w = F.pad(weights[:, ahead:], (0, ahead)).flatten()
+        rows = w.nonzero().squeeze(1)
+        w, y = w[rows], ids.flatten().roll(-ahead)[rows]
+        logits = F.linear(h[rows], model.head)
+        ce = F.cross_entropy(logits, y, reduction="none")
+        loss = (ce * w).sum() / w.sum()
+        parts.append(loss if ahead == 1 else 0.3 * loss)
+        with torch.no_grad():
+            right = (logits.argmax(-1) == y).float()
+            shown[what] = loss.detach()
+            mean = lambda x, m: (x * m).sum() / m.sum().clamp_min(1)
+            shown[what + "_copied"] = mean(right, (w == tasks.COPIED).float())
+            shown[what + "_said"] = mean(right, (w == tasks.SAID).float())
+            if ahead == 1:
+                shown["decided"] = mean(right, (w == tasks.DECIDED).float())
+                shown["topic"] = mean(right, (w == 3 * tasks.DECIDED).float())
+                shown["topics"] = (w == 3 * tasks.DECIDED).float().sum()
+                shown["talk"] = mean(right, (w == 1.0).float())
+                shown["filler"] = mean(ce, (w < 0.5).float())
+    total = sum(parts)
+    for name, share in (("guide", 0.5), ("index", 0.3), ("far", 0.15), ("name", 0.3), ("probe", 0.3), ("theme", 0.3)):
+        if name in aux:
+            total = total + share * (1.0 if name == "index" else strength) * aux[name]
+    shown |= {k: v.detach() for k, v in aux.items()}
+    return total, shown
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--out", default=str(tasks.HERE / "build/model"))
+    p.add_argument("--init", help="go on from these parameters")
+    p.add_argument("--minutes", type=float, help="how long")
+    p.add_argument("--steps", type=int, help="how many")
+    p.add_argument("--stop", type=float, default=1.0, help="end at this share of the run")
+    p.add_argument("--start", type=float, default=0.0, help="begin at this share of the run")
+    p.add_argument("--batch", type=int, default=32768, help="tokens of a step")
+    p.add_argument("--rate", type=float, default=2e-3)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    a = p.parse_args()
+    torch.manual_seed(a.seed)
+    torch.set_float32_matmul_precision("high")
+    torch._dynamo.config.cache_size_limit = 64
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    r = random.Random(a.seed)
+    context = mp.get_context("fork")
+    progress, queue = context.Value("d", a.start), context.Queue(24)
+    for i in range(a.workers):
+        context.Process(target=work, args=(a.seed, i, progress, a.batch, queue), daemon=True).start()
+    model = Model()
+    if a.init:
+        model.load_state_dict(restore(a.init))
+    model.to(device).train()
+    decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embed" not in n]
+    other = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embed" not in n)]
+    opt = torch.optim.AdamW([dict(params=decay, weight_decay=0.05), dict(params=other, weight_decay=0.0)], lr=a.rate,
+                            betas=(0.9, 0.98), eps=1e-9, fused=device == "cuda")
+    log = open(f"{a.out}.jsonl", "a")
+    began, saved, step, tokens, waited, sums, counts = time.time(), time.time(), 0, 0, 0.0, {}, {}
+    first = None
+    while True:
+        if a.steps:
+            at = a.start + (1 - a.start) * step / a.steps
+        else:
+            at = a.start + (1 - a.start) * (0 if first is None else (time.time() - first) / 60 / a.minutes)
+        if at >= min(a.stop, 1.0):
+            break
+        progress.value = at
+        _, _, strength, model.select, model.rounded = phase(at)
+        done = (at - a.start) / (1 - a.start)
+        rate = a.rate * min(1, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
+        for g in opt.param_groups:
+            g["lr"] = rate
+        t = time.time()
+        arrays = queue.get()
+        waited += time.time() - t
+        ids, weights, pos, *told = (torch.from_numpy(x).to(device, non_blocking=True) for x in arrays)
+        B, T = ids.shape
+        bias = torch.tensor([0.0 if r.random() < 0.4 else r.uniform(0, math.log(1000)) for _ in range(B)], device=device)
+        total, shown = losses(model, ids, weights, pos, Guide(*told), bias, strength, mtp=at >= 0.12)
+        opt.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if math.isfinite(norm.item()):
+            opt.step()
+        with torch.no_grad():
+            for m, load in model.load.items():
+                m.bias += 0.002 * torch.sign(load.mean() - load) * (at < 0.9)
+        model.load.clear()
+        if first is None and step == 2:
+            first = time.time()
+        shown["norm"] = norm
+        for k, v in shown.items():
+            sums[k] = sums.get(k, 0) + v
+            counts[k] = counts.get(k, 0) + 1
+        step, tokens = step + 1, tokens + B * T
+        if step % 25 == 0:
+            line = {k: round(float(v) / counts[k], 4) for k, v in sums.items()}
+            seconds = time.time() - began
+            line = dict(step=step, at=round(at, 4), seconds=round(seconds, 1), waited=round(waited, 1), tokens=tokens,
+                        rate=round(rate, 6), T=T, **line)
+            sums, counts = {}, {}
+            print(json.dumps(line), flush=True)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+        if time.time() - saved > 60:
+            save(model, a.out)
+            saved = time.time()
+    save(model, a.out)
+    print(f"{step} steps, {tokens:,} tokens, {time.time() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
