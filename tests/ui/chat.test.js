@@ -146,6 +146,24 @@ test("tools are called, and get their results back", async () => {
   assert.deepEqual(page.problems, []);
 });
 
+test("what only looks like calls is said to be none", async () => {
+  const page = await fresh();
+  const looks = '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weat';
+  const steps = [says(looks), ends("stop", undefined, { malformed_tool_calls: true }), DONE];
+  const { silent } = proxy.speak(COMPLETIONS, steps);
+  await say(page, "Weather?");
+  silent();
+  await page.locator(".prose", { hasText: "invoke" }).waitFor();
+  assert.match(await page.locator(".foot .notice").textContent(), /looks like tool calls and is none/);
+  assert.equal(await page.locator(".call").count(), 0);
+  // Others are not said to be.
+  const other = proxy.speak(COMPLETIONS, [says("Rain."), ends(), DONE]);
+  await say(page, "And now?");
+  other.silent();
+  assert.equal(await page.locator(".foot .notice").count(), 1);
+  assert.deepEqual(page.problems, []);
+});
+
 test("what a model says is text, whatever it is", async () => {
   const page = await fresh();
   const bad = '<img src=x onerror="window.bad = 1"><script>window.bad = 1</script> [link](javascript:window.bad=1)';

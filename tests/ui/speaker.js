@@ -9,8 +9,8 @@ export const thinks = (text) => chunk({ reasoning_content: text });
 export const says = (text) => chunk({ content: text });
 export const calls = (index, name, text) =>
   chunk({ tool_calls: [{ index, id: `call_${index}`, type: "function", function: { name, arguments: text } }] });
-export const ends = (reason = "stop", usage = { prompt_tokens: 100, completion_tokens: 20, prompt_cache_hit_tokens: 60 }) => [
-  chunk({}, { finish_reason: reason }),
+export const ends = (reason = "stop", usage = { prompt_tokens: 100, completion_tokens: 20, prompt_cache_hit_tokens: 60 }, more = {}) => [
+  chunk({}, { finish_reason: reason, ...more }),
   { choices: [], usage },
 ];
 export const comment = (text) => ({ comment: text });

@@ -55,7 +55,7 @@ impl Default for EngineOptions {
 pub struct Counts {
     /// Requests that came to their end.
     pub requests: u64,
-    /// Tokens of their prompts.
+    /// Tokens of their prompts, of those that were stopped as many as had been seen.
     pub prompt_tokens: u64,
     /// Of those, the ones that were not read again.
     pub reused_tokens: u64,
@@ -184,10 +184,11 @@ impl Shared {
         queue.closed && queue.waiting.is_empty()
     }
 
-    pub(crate) fn count(&self, usage: &Usage) {
+    /// Counts a request that has come to its end, and has seen so many tokens.
+    pub(crate) fn count(&self, usage: &Usage, seen: usize) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.requests += 1;
-        counts.prompt_tokens += usage.prompt_tokens as u64;
+        counts.prompt_tokens += usage.prompt_tokens.min(seen) as u64;
         counts.reused_tokens += usage.reused_tokens as u64;
         counts.generated_tokens += usage.generated_tokens as u64;
         counts.longest = counts.longest.max(usage.prompt_tokens + usage.generated_tokens);

@@ -68,13 +68,22 @@ pub struct Logprob {
     pub logprob: f32,
 }
 
-/// What happens to a request, in this order: queued, prefill, tokens, then done or failed.
+/// What happens to a request, in this order: queued, follows, prefill, tokens, then done or failed.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// It waits behind others.
     Queued {
         /// How many.
         ahead: usize,
+    },
+    /// Another request reads the same prompt, or its beginning, and this one waits for it, to go on from there.
+    Follows {
+        /// Tokens of the prompt that the other has seen.
+        done: usize,
+        /// Tokens of the prompt that it will see.
+        shared: usize,
+        /// Tokens of the prompt.
+        total: usize,
     },
     /// Part of the prompt has been read.
     Prefill {

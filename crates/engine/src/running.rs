@@ -42,8 +42,8 @@ pub(crate) struct Running<D: Device> {
 
 /// What a running request does.
 pub(crate) enum Phase {
-    /// It waits for another that reads the same, up to a place.
-    Following { leader: u64, mark: usize },
+    /// It waits for another that reads the same, up to a place, and was told last that this had come so far.
+    Following { leader: u64, mark: usize, told: usize },
     /// It reads its prompt.
     Reading,
     /// It speaks: `next` is its next token, which it has told and has not read, and `heard` whether anybody listened.
@@ -108,6 +108,17 @@ impl<D: Device> Running<D> {
                 Segment { state: &mut self.state, tokens: &self.asked.request.prompt[stretch.start..to], logits }
             }
         }
+    }
+
+    /// Says how much of the prompt another that it follows has read, if that is news; false if the receiver had enough.
+    pub(crate) fn tell_following(&mut self, done: usize) -> bool {
+        let Phase::Following { mark, told, .. } = &mut self.phase else { return true };
+        if *told == done {
+            return true;
+        }
+        *told = done;
+        let (shared, total) = (*mark, self.asked.request.prompt.len());
+        (self.asked.sink)(Event::Follows { done, shared, total }).is_continue()
     }
 
     /// Says how much of the prompt has been read; false if the receiver had enough.

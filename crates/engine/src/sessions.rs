@@ -82,6 +82,11 @@ impl Sessions {
         self.0.keep.is_some()
     }
 
+    /// Bytes of their store, once they have been counted, and its quota; of all owners. None where there is no store.
+    pub fn stored_bytes(&self) -> Option<(Option<u64>, u64)> {
+        self.0.keep.as_ref().map(|(store, _)| store.bytes())
+    }
+
     /// A new session without tokens.
     ///
     /// # Errors

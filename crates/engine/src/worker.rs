@@ -137,6 +137,7 @@ impl<D: Device> Worker<D> {
                 parts.into_iter().rev().for_each(|part| self.advance(part, Err(e.clone())));
             }
         }
+        self.tell_followers();
         true
     }
 
@@ -293,10 +294,10 @@ impl<D: Device> Worker<D> {
         let wish = running.asked.wish.take().filter(|_| whole);
         // Where the prompt was not read to its end the state is good, and the session as it was.
         self.keep(&mut running, if has_read { Place::End } else { Place::Stopped }, wish);
-        let Running { asked: Asked { mut sink, .. }, usage, state, .. } = running;
+        let Running { asked: Asked { mut sink, .. }, usage, state, tokens, .. } = running;
         // Before anybody hears of it, and may ask for more.
         drop(state);
-        self.shared.count(&usage);
+        self.shared.count(&usage, tokens.len());
         self.shared.ended();
         // Nobody left to tell is no error.
         let _ = sink(Event::Done { reason: finish, usage });

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -106,6 +106,13 @@ impl Store {
             options,
         };
         Ok(Store(Arc::new(Inner { shared: Arc::new(shared), spaces: Mutex::default() })))
+    }
+
+    /// Bytes held by all namespaces, as far as this process knows, and the most they may be. They are counted when something is first
+    /// written; this asks nobody.
+    pub fn bytes(&self) -> (Option<u64>, u64) {
+        let held = self.0.shared.held.load(Ordering::Relaxed);
+        ((held != u64::MAX).then_some(held), self.0.shared.options.quota)
     }
 
     /// Opens a namespace, or makes it. Nothing is found, shared or listed across namespaces.

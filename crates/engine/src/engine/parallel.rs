@@ -232,6 +232,36 @@ fn a_leader_may_leave() {
     assert!(usage.reused_tokens >= 500);
 }
 
+/// Who waits for another's reading hears how far that is, and is let go at once.
+#[test]
+fn those_who_follow_hear_of_it() {
+    let engine = Engine::start(model(), options(4), None);
+    let prompt = text(1, 2500);
+    let first = submit(&engine, request(prompt.clone(), 3, 1));
+    while !matches!(first.recv(), Ok(Event::Prefill { done: 1.., .. })) {}
+    let longer = submit(&engine, request([prompt.clone(), text(2, 100)].concat(), 3, 2));
+    let leaves = submit(&engine, request(prompt, 3, 3));
+    let follows = |event| match event {
+        Event::Follows { done, shared, total } => Some((done, shared, total)),
+        _ => None,
+    };
+    while follows(leaves.recv().unwrap()).is_none_or(|(done, ..)| done < 500) {}
+    drop(leaves);
+    while engine.load().1 > 2 {
+        assert!(!matches!(first.recv(), Ok(Event::Token { .. }) | Err(_)), "it was let go at the end only");
+    }
+    let events: Vec<Event> = longer.into_iter().skip_while(|event| matches!(event, Event::Queued { .. })).collect();
+    let heard: Vec<_> = events.iter().cloned().map_while(follows).collect();
+    assert!(heard.len() > 10 && heard.is_sorted(), "{heard:?}");
+    assert!(heard.iter().all(|&(_, shared, total)| (shared, total) == (2500, 2600)));
+    let read = events.into_iter().nth(heard.len());
+    assert!(matches!(read, Some(Event::Prefill { done: 2500, total: 2600, reused: 2500 })), "{read:?}");
+    said(first);
+    // Nothing counts as read that was not.
+    let counts = engine.counts();
+    assert_eq!(counts.prompt_tokens - counts.reused_tokens, 2600);
+}
+
 /// How likely each token of a prompt was.
 #[test]
 fn prompts_are_told_with_their_logprobs() {

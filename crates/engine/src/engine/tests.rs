@@ -37,7 +37,7 @@ fn run(engine: &Engine, request: Request) -> (Vec<u32>, Finish, Usage) {
             Event::Token { id, .. } => ids.push(id),
             Event::Done { reason, usage } => return (ids, reason, usage),
             Event::Failed(e) => panic!("{e}"),
-            Event::Queued { .. } | Event::Prefill { .. } | Event::Read { .. } => {}
+            Event::Queued { .. } | Event::Follows { .. } | Event::Prefill { .. } | Event::Read { .. } => {}
         }
     }
     panic!("the engine went away");

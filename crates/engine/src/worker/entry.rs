@@ -170,9 +170,12 @@ impl<D: Device> Worker<D> {
 
     /// Begins to read, or waits for another that reads the same.
     fn begin(&mut self, mut running: Running<D>) {
-        if let Some((leader, mark)) = self.leader(&running) {
-            running.phase = Phase::Following { leader, mark };
-            return self.running.push(running);
+        if let Some((leader, mark, done)) = self.leader(&running) {
+            running.phase = Phase::Following { leader, mark, told: usize::MAX };
+            return match running.tell_following(done) {
+                true => self.running.push(running),
+                false => self.end(running, Ok(Finish::Cancelled)),
+            };
         }
         running.phase = Phase::Reading;
         let ended = match running.tell_progress() {
@@ -186,8 +189,8 @@ impl<D: Device> Worker<D> {
         }
     }
 
-    /// One that reads on through the same text, and how far; it will keep its state there.
-    fn leader(&mut self, running: &Running<D>) -> Option<(u64, usize)> {
+    /// One that reads on through the same text, how far, and where it is now; it will keep its state there.
+    fn leader(&mut self, running: &Running<D>) -> Option<(u64, usize, usize)> {
         let request = &running.asked.request;
         let have = running.tokens.len();
         if request.prompt_logprobs.is_some() {
@@ -200,7 +203,20 @@ impl<D: Device> Worker<D> {
             .filter(|(shared, other)| *shared >= have + WORTH && *shared > other.tokens.len())
             .max_by_key(|(shared, other)| (*shared, other.tokens.len()))?;
         leader.marks.insert(mark);
-        Some((leader.id, mark))
+        Some((leader.id, mark, leader.tokens.len()))
+    }
+
+    /// Tells those who follow how far their leaders are, and lets those go who had enough.
+    pub(super) fn tell_followers(&mut self) {
+        for at in (0..self.running.len()).rev() {
+            let Phase::Following { leader, mark, .. } = self.running[at].phase else { continue };
+            let leader = self.running.iter().find(|other| other.id == leader);
+            let Some(done) = leader.map(|leader| leader.tokens.len().min(mark)) else { continue };
+            if !self.running[at].tell_following(done) {
+                let gone = self.running.remove(at);
+                self.end(gone, Ok(Finish::Cancelled));
+            }
+        }
     }
 
     /// Lets those go on whose leaders have come to where they part, or have ended.
@@ -209,7 +225,7 @@ impl<D: Device> Worker<D> {
             all.iter().any(|other| other.id == id && other.is_reading() && other.tokens.len() < mark)
         };
         while let Some(at) = self.running.iter().position(
-            |running| matches!(running.phase, Phase::Following { leader, mark } if !leads(leader, mark, &self.running)),
+            |running| matches!(running.phase, Phase::Following { leader, mark, .. } if !leads(leader, mark, &self.running)),
         ) {
             let mut running = self.running.remove(at);
             let have = running.tokens.len();

@@ -154,7 +154,7 @@ pub fn ask(
     };
     for event in events {
         match event {
-            Event::Queued { .. } | Event::Read { .. } => {}
+            Event::Queued { .. } | Event::Follows { .. } | Event::Read { .. } => {}
             Event::Prefill { done, .. } => {
                 let held = loaded.ledger_held();
                 progress.update(done, &held);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::ApiError;
 use super::dialect::{Dialect, MALFORMED, Unsupported, empty, never, only_text, refuse};
 use super::form::{Asked, Declared, json_format, one, structured, take_choice};
-use super::request::{ChatRequest, Served, json, understand};
+use super::request::{ChatRequest, Served, json, understand_with_format};
 
 /// The most choices of one request.
 const CHOICES: u64 = 16;
@@ -59,7 +59,9 @@ impl Dialect for Chat {
         let checked = refuse(&body, &UNSUPPORTED)
             .and_then(|()| only_text("messages", &body["messages"]))
             .and_then(|()| asked(&mut body))
-            .and_then(|asked| Ok((asked, understand::<ChatCompletionRequest>(&body, served)?)));
+            .and_then(|asked| {
+                Ok((asked, understand_with_format::<ChatCompletionRequest>(&mut body, "/response_format", served)?))
+            });
         let (asked, mut request) = checked.map_err(|error| if newer { as_sent(error) } else { error })?;
         let form = asked.form(&mut request.converted, served)?;
         Ok(ChatRequest { choices, form, ..request })

@@ -267,6 +267,7 @@ impl Writing {
         let mut progress = None;
         match event {
             Event::Queued { ahead } => progress = Some(format!("queued, {ahead} ahead")),
+            Event::Follows { done, total, .. } => progress = Some(format!("prefill {done}/{total}")),
             Event::Prefill { done, total, reused } => {
                 (text.prompt_tokens, text.reused) = (total, reused);
                 progress = Some(format!("prefill {done}/{total}"));

@@ -1,8 +1,8 @@
 //! Requests handed to the engine, and what comes back.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use axum::http::StatusCode;
 use fathom_engine::{Event, Finish, Request};
@@ -17,11 +17,22 @@ pub(super) struct Events {
     receiver: UnboundedReceiver<(usize, Event)>,
     /// Which of them nobody wants to hear more of.
     enough: Vec<Arc<AtomicBool>>,
+    /// The client's place, as long as one of them is at work.
+    slot: Weak<Slot>,
+}
+
+impl Drop for Events {
+    /// The client has left, or has all.
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.upgrade() {
+            slot.leave();
+        }
+    }
 }
 
 impl Events {
     /// Hands requests to the engine. The client's place among the server's requests and `work` are held as long as one of them
-    /// is at work.
+    /// is at work; among those of its key it is held as long as the client is there.
     pub(super) fn of<G: Generate>(
         service: &Service<G>,
         requests: impl IntoIterator<Item = Request>,
@@ -29,8 +40,8 @@ impl Events {
         work: &Arc<()>,
     ) -> Result<Events, ApiError> {
         let (send, receiver) = unbounded_channel();
-        let mut events = Events { receiver, enough: Vec::new() };
         let slot = Arc::new(slot);
+        let mut events = Events { receiver, enough: Vec::new(), slot: Arc::downgrade(&slot) };
         for (i, request) in requests.into_iter().enumerate() {
             let (send, enough) = (send.clone(), Arc::new(AtomicBool::new(false)));
             let held = (Arc::clone(&slot), Arc::clone(work));
@@ -38,9 +49,9 @@ impl Events {
             events.enough.push(Arc::clone(&enough));
             // The engine's thread does nothing but note times and pass events on.
             let sink = move |event: Event| {
-                let _held = &held;
+                let (slot, _work) = &held;
                 watch.see(&event);
-                let goes_on = place.see(&event, !send.is_closed());
+                let goes_on = place.see(&event, !send.is_closed()) && !slot.is_over();
                 // The client may have left.
                 let _ = send.send((i, event));
                 if goes_on && !enough.load(Ordering::Relaxed) {

@@ -18,10 +18,11 @@ use super::trace::{Phases, Times};
 use super::{Generate, Service};
 use crate::ui::{peak_rss, process_io, rss};
 
-/// Bounds of histograms, in seconds: a token in a millisecond, a prompt in an hour.
-const SECONDS: [f64; 20] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0,
-    1800.0, 3600.0,
+/// Bounds of histograms, in seconds: a token in a millisecond, a prompt in an hour; closer around what limits of the time between
+/// tokens are set to, so that it can be seen whether they hold.
+const SECONDS: [f64; 26] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0,
 ];
 const METADATA: Metadata<'static> = Metadata::new("fathom", Level::INFO, None);
 
@@ -143,6 +144,14 @@ impl Metrics {
         }
     }
 
+    /// What the store of sessions holds, once that was counted.
+    fn stored(&self, (held, quota): (Option<u64>, u64)) {
+        if let Some(held) = held {
+            self.gauge("fathom_store_bytes", "Bytes that the store of sessions holds.", Vec::new()).set(held as f64);
+        }
+        self.gauge("fathom_store_limit_bytes", "The most that it may hold.", Vec::new()).set(quota as f64);
+    }
+
     /// States in memory that requests go on from.
     fn kept(&self, (states, tokens): (usize, usize)) {
         let about = "States in memory that requests can go on from.";
@@ -196,14 +205,21 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    /// Notes that its prompt is being read.
+    fn begin(&mut self) {
+        if self.began.is_none() {
+            self.began = Some(Instant::now());
+            self.queue.record(self.start.elapsed());
+        }
+    }
+
     /// Notes an event, and when it came.
     pub(super) fn see(&mut self, event: &Event) {
         match event {
+            // Another reads it, and counts what it reads.
+            Event::Follows { .. } => self.begin(),
             &Event::Prefill { done, reused, .. } => {
-                if self.began.is_none() {
-                    self.began = Some(Instant::now());
-                    self.queue.record(self.start.elapsed());
-                }
+                self.begin();
                 // What it goes on from may grow while it waits for another that reads the same.
                 let before = self.read.unwrap_or(0).max(reused);
                 self.passed.read.fetch_add(done.saturating_sub(before) as u64, Ordering::Relaxed);
@@ -255,6 +271,9 @@ pub(super) async fn metrics<G: Generate>(State(service): State<Arc<Service<G>>>)
     metrics.load(service.engine.load());
     metrics.kept(service.engine.kept());
     metrics.drives();
+    if let Some(bytes) = service.sessions.as_ref().and_then(|sessions| sessions.stored_bytes()) {
+        metrics.stored(bytes);
+    }
     metrics.memory(&service.engine.memory(), service.planned);
     let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     let experts = service.experts.as_ref().map_or_else(String::new, |stats| experts(&stats()));

@@ -21,7 +21,7 @@ struct Prefill {
     owner: Owner,
     /// Seconds since 1970.
     started: u64,
-    /// When it began to be read, and how much of it was there already.
+    /// When it began to be read, by its request or by one that this follows, and how much of it was there already.
     since: Instant,
     reused: usize,
     done: usize,
@@ -109,7 +109,11 @@ impl Place {
     /// Notes what an event says of the prompt, and says whether to go on.
     pub(super) fn see(&self, event: &Event, awaited: bool) -> bool {
         match *event {
-            Event::Prefill { done, total, reused } => self.progress(done, total, reused, awaited),
+            Event::Prefill { done, total, reused } => self.progress(done, total, Some(reused), awaited),
+            // What another reads to its end need not wait for a client that may come back.
+            Event::Follows { done, shared, total } => {
+                self.progress(done, total, None, awaited) && (awaited || shared < total)
+            }
             Event::Queued { .. } | Event::Read { .. } => awaited,
             Event::Token { .. } | Event::Done { .. } | Event::Failed(_) => {
                 self.over();
@@ -118,14 +122,15 @@ impl Place {
         }
     }
 
-    /// Notes how far it is and whether its client is still there, and says whether to go on.
-    fn progress(&self, done: usize, total: usize, reused: usize, awaited: bool) -> bool {
+    /// Notes how far it is and whether its client is still there, and says whether to go on. What was there already is not known
+    /// while another reads it: then that is what the other had read.
+    fn progress(&self, done: usize, total: usize, reused: Option<usize>, awaited: bool) -> bool {
         let mut all = self.prefills.lock();
         let new = || Prefill {
             owner: self.owner.clone(),
             started: now(),
             since: Instant::now(),
-            reused,
+            reused: reused.unwrap_or(done),
             done,
             total,
             left: None,
@@ -133,6 +138,9 @@ impl Place {
         };
         let one = all.entry(self.id).or_insert_with(new);
         one.done = done;
+        if let Some(reused) = reused.filter(|reused| *reused != one.reused) {
+            (one.reused, one.since) = (reused, Instant::now());
+        }
         if !awaited {
             one.left.get_or_insert_with(Instant::now);
         }
@@ -185,14 +193,18 @@ mod tests {
         let owner = Owner::default();
         let prefills = Arc::new(Prefills::new(Duration::from_secs(3600)));
         let (awaited, left, stopped) = (prefills.place(&owner), prefills.place(&owner), prefills.place(&owner));
-        assert!(awaited.progress(1, 9, 0, true) && left.progress(1, 9, 0, false) && stopped.progress(1, 9, 0, true));
+        assert!(
+            awaited.progress(1, 9, Some(0), true)
+                && left.progress(1, 9, Some(0), false)
+                && stopped.progress(1, 9, Some(0), true)
+        );
         assert!(prefills.stop(&owner, stopped.id) && !prefills.stop(&Owner("other".into()), left.id));
-        assert!(!stopped.progress(2, 9, 0, true));
+        assert!(!stopped.progress(2, 9, Some(0), true));
         prefills.close();
-        assert!(awaited.progress(2, 9, 0, true) && !left.progress(2, 9, 0, false));
+        assert!(awaited.progress(2, 9, Some(0), true) && !left.progress(2, 9, Some(0), false));
         drop((awaited, stopped));
         assert_eq!(prefills.of(&owner).len(), 1);
         let brief = Arc::new(Prefills::new(Duration::ZERO));
-        assert!(!brief.place(&owner).progress(1, 9, 0, false));
+        assert!(!brief.place(&owner).progress(1, 9, Some(0), false));
     }
 }

@@ -1,8 +1,9 @@
 //! How much one key may ask for, so that nobody takes all places.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fathom_engine::Owner;
 use governor::clock::{Clock, DefaultClock};
@@ -23,14 +24,29 @@ pub struct KeyLimits {
 pub(super) struct Rates {
     limits: KeyLimits,
     rates: Option<DefaultKeyedRateLimiter<Owner>>,
-    at_once: Arc<Mutex<HashMap<Owner, usize>>>,
+    at_once: Arc<AtOnce>,
 }
 
-/// One of a key's requests at once, until it is dropped.
+/// What runs or waits of each key.
+type AtOnce = Mutex<HashMap<Owner, Now>>;
+
+/// What runs or waits of one key.
+#[derive(Debug, Default)]
+struct Now {
+    /// Requests whose clients are there.
+    awaited: usize,
+    /// Those whose clients have left, the first of them first, and whether they are to end.
+    left: VecDeque<Arc<AtomicBool>>,
+}
+
+/// One of a key's requests at once, until it is dropped or its client leaves.
 #[derive(Debug)]
 pub(super) struct Turn {
-    at_once: Arc<Mutex<HashMap<Owner, usize>>>,
+    at_once: Arc<AtOnce>,
+    most: Option<usize>,
     owner: Owner,
+    over: Arc<AtomicBool>,
+    has_left: AtomicBool,
 }
 
 impl Rates {
@@ -44,9 +60,9 @@ impl Rates {
     /// # Errors
     /// 429, with the time after which to try again.
     pub(super) fn take(&self, owner: &Owner) -> Result<Turn, ApiError> {
-        let mut all = self.at_once.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.at_once);
         let now = all.entry(owner.clone()).or_default();
-        if let Some(most) = self.limits.at_once.filter(|most| *now >= *most) {
+        if let Some(most) = self.limits.at_once.filter(|most| now.awaited >= *most) {
             let message = format!("{most} requests of this key run or wait already; wait for one of them to end.");
             return Err(ApiError::slow_down("too_many_requests", message, 5));
         }
@@ -57,19 +73,54 @@ impl Rates {
             let message = format!("This key has asked too often; try again in {seconds} s.");
             return Err(ApiError::slow_down("rate_limited", message, seconds));
         }
-        *now += 1;
-        Ok(Turn { at_once: Arc::clone(&self.at_once), owner: owner.clone() })
+        now.awaited += 1;
+        Ok(Turn {
+            at_once: Arc::clone(&self.at_once),
+            most: self.limits.at_once,
+            owner: owner.clone(),
+            over: Arc::default(),
+            has_left: AtomicBool::new(false),
+        })
+    }
+}
+
+fn lock(all: &AtOnce) -> MutexGuard<'_, HashMap<Owner, Now>> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Turn {
+    /// Notes that its client has left: it counts no more. A key may have as many of these as of the others; beyond that the one
+    /// that was left first is over.
+    pub(super) fn leave(&self) {
+        let mut all = lock(&self.at_once);
+        let Some(now) = all.get_mut(&self.owner).filter(|_| !self.has_left.swap(true, Ordering::Relaxed)) else {
+            return;
+        };
+        now.awaited -= 1;
+        now.left.push_back(Arc::clone(&self.over));
+        if self.most.is_some_and(|most| now.left.len() > most)
+            && let Some(first) = now.left.pop_front()
+        {
+            first.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is to end because others have been left since.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut all = self.at_once.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(now) = all.get_mut(&self.owner) {
-            *now -= 1;
-            if *now == 0 {
-                all.remove(&self.owner);
-            }
+        let mut all = lock(&self.at_once);
+        let Some(now) = all.get_mut(&self.owner) else { return };
+        match *self.has_left.get_mut() {
+            true => now.left.retain(|over| !Arc::ptr_eq(over, &self.over)),
+            false => now.awaited -= 1,
+        }
+        if now.awaited == 0 && now.left.is_empty() {
+            all.remove(&self.owner);
         }
     }
 }
@@ -88,7 +139,7 @@ mod tests {
         drop(turns);
         rates.take(&a).unwrap();
         drop(other);
-        assert!(rates.at_once.lock().unwrap().is_empty());
+        assert!(lock(&rates.at_once).is_empty());
 
         let rates = Rates::new(KeyLimits { rate: NonZeroU32::new(3), at_once: None });
         for _ in 0..3 {
@@ -98,5 +149,29 @@ mod tests {
         assert_eq!((refused.status.as_u16(), refused.code), (429, "rate_limited"));
         assert!((1..=20).contains(&refused.retry_after.unwrap()));
         rates.take(&b).unwrap();
+    }
+
+    #[test]
+    fn those_who_left_do_not_count() {
+        let key = Owner("a".into());
+        let rates = Rates::new(KeyLimits { rate: None, at_once: Some(1) });
+        let first = rates.take(&key).unwrap();
+        first.leave();
+        first.leave();
+        let second = rates.take(&key).unwrap();
+        assert_eq!(rates.take(&key).unwrap_err().code, "too_many_requests");
+        assert!(!first.is_over());
+        // One may be left; the first of two ends.
+        second.leave();
+        assert!(first.is_over() && !second.is_over());
+        drop(first);
+        let third = rates.take(&key).unwrap();
+        drop((second, third));
+        assert!(lock(&rates.at_once).is_empty());
+        // Without a limit as many as there are places.
+        let rates = Rates::new(KeyLimits::default());
+        let all: Vec<Turn> = (0..3).map(|_| rates.take(&key).unwrap()).collect();
+        all.iter().for_each(Turn::leave);
+        assert!(!all.iter().any(Turn::is_over));
     }
 }

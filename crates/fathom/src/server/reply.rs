@@ -185,6 +185,8 @@ where
         let was_over = output.ended();
         match event {
             Event::Queued { ahead } => progress = Some(format!("queued, {ahead} ahead")),
+            // How much of it is reused is known only once it goes on itself.
+            Event::Follows { done, total, .. } => progress = Some(format!("prefill {done}/{total}")),
             Event::Prefill { done, total, reused } => {
                 chunks = self.begin(choice, total, reused)?;
                 progress = Some(format!("prefill {done}/{total}"));

@@ -108,6 +108,52 @@ pub(super) fn understand<R: ProtocolRequest + DeserializeOwned>(
     Ok(ChatRequest { converted, sampling, explain: sampled.explain, choices: 1, form: None })
 }
 
+/// The same where there may be a format of answers, at the path `format`, beside strict tools: conversion takes one of them only,
+/// so it is asked for each.
+pub(super) fn understand_with_format<R: ProtocolRequest + DeserializeOwned>(
+    body: &mut Value,
+    format: &str,
+    served: &Served,
+) -> Result<ChatRequest, ApiError> {
+    let strict = stricts(&body["tools"], "/tools");
+    if strict.is_empty() || body.pointer(format).is_none_or(Value::is_null) {
+        return understand::<R>(body, served);
+    }
+    let set = |body: &mut Value, to: bool| {
+        strict.iter().filter_map(|at| body.pointer_mut(at).map(|strict| *strict = to.into())).for_each(drop);
+    };
+    set(body, false);
+    let ConversationRequest { conversation, parsing_options, response_options, .. } =
+        understand::<R>(body, served)?.converted;
+    let (response_format, parse_json_output) = (conversation.response_format, parsing_options.parse_json_output);
+    let text = response_options.responses_echo.map(|echo| echo.text);
+    set(body, true);
+    let (above, key) = format.rsplit_once('/').unwrap_or_default();
+    body.pointer_mut(above).and_then(Value::as_object_mut).and_then(|above| above.remove(key));
+    let mut request = understand::<R>(body, served)?;
+    let converted = &mut request.converted;
+    converted.conversation.response_format = response_format;
+    converted.parsing_options.parse_json_output = parse_json_output;
+    if let (Some(echo), Some(text)) = (&mut converted.response_options.responses_echo, text) {
+        echo.text = text;
+    }
+    Ok(request)
+}
+
+/// Where among tools, and tools in those, one says that it is strict.
+fn stricts(tools: &Value, at: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (i, tool) in tools.as_array().into_iter().flatten().enumerate() {
+        for inside in ["", "/function"] {
+            if tool.pointer(&format!("{inside}/strict")) == Some(&Value::Bool(true)) {
+                found.push(format!("{at}/{i}{inside}/strict"));
+            }
+        }
+        found.extend(stricts(&tool["tools"], &format!("{at}/{i}/tools")));
+    }
+    found
+}
+
 /// A value as a `T`, or the path to what does not fit.
 pub(super) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(value).map_err(|error| {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::ApiError;
 use super::dialect::{Dialect, MALFORMED, Unsupported, never, only_text, refuse};
 use super::form::{Asked, Declared, json_format, take_choice};
-use super::request::{ChatRequest, Served, json as parsed, understand};
+use super::request::{ChatRequest, Served, json as parsed, understand_with_format};
 
 /// What the Responses API has and we have not.
 const UNSUPPORTED: [Unsupported; 6] = [
@@ -46,13 +46,13 @@ impl Dialect for Responses {
         only_text("input", &body["input"])?;
         let choice = body["tool_choice"].clone();
         let asked = asked(&mut body);
-        let mut request =
-            understand::<ResponsesRequest>(&body, served).map_err(|error| match error.param.as_deref() {
-                // So they are called here.
-                Some("messages") => ApiError { param: Some("input".into()), ..error },
-                Some("max_tokens") => ApiError { param: Some("max_output_tokens".into()), ..error },
-                _ => error,
-            })?;
+        let understood = understand_with_format::<ResponsesRequest>(&mut body, "/text/format", served);
+        let mut request = understood.map_err(|error| match error.param.as_deref() {
+            // So they are called here.
+            Some("messages") => ApiError { param: Some("input".into()), ..error },
+            Some("max_tokens") => ApiError { param: Some("max_output_tokens".into()), ..error },
+            _ => error,
+        })?;
         // A response has what was asked for.
         if let (Some(echo), Ok(choice)) =
             (&mut request.converted.response_options.responses_echo, serde_json::from_value(choice))

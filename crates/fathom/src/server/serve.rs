@@ -63,12 +63,22 @@ impl Default for Limits {
 /// A request's place among those that run or wait, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Slot {
-    _turn: Turn,
+    turn: Turn,
     _place: OwnedSemaphorePermit,
     prompts: Option<OwnedSemaphorePermit>,
 }
 
 impl Slot {
+    /// Notes that the client has left, which may come back meanwhile.
+    pub(super) fn leave(&self) {
+        self.turn.leave();
+    }
+
+    /// Whether the request is to end, as its client left and has left others since.
+    pub(super) fn is_over(&self) -> bool {
+        self.turn.is_over()
+    }
+
     /// Holds room for prompts too.
     pub(super) fn hold(&mut self, prompts: OwnedSemaphorePermit) {
         self.prompts = Some(prompts);
@@ -210,7 +220,7 @@ impl<G: Generate> Service<G> {
     pub(super) fn take_slot(&self, owner: &Owner) -> Result<Slot, ApiError> {
         let turn = self.rates.take(owner)?;
         let place = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| ApiError::busy(self.limits.requests))?;
-        Ok(Slot { _turn: turn, _place: place, prompts: None })
+        Ok(Slot { turn, _place: place, prompts: None })
     }
 
     /// What measures a request that is handed to the engine now.

@@ -1,5 +1,6 @@
 //! One answer on its way: free while it thinks and speaks, held to a grammar where there is one.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,12 +10,16 @@ use llguidance::toktrie::SimpleVob;
 
 use super::exponent::Exponents;
 use super::trie::Ready;
+use super::watch::Watched;
 use super::{Form, Format, Refused, Said, at, told};
 
 /// The time that an answer's masks may take, and what each adds to it: far more than they do take. Grammars have limits in
 /// steps, but not all steps are the same.
 const TIME: Duration = Duration::from_secs(1);
 const TIME_EACH: Duration = Duration::from_millis(20);
+/// The most that an answer's copy of a grammar may take to make: the others' next tokens wait for it.
+const TIME_COPY: Duration = Duration::from_millis(20);
+const TOO_LONG: &str = "telling what may come next takes too long";
 
 /// A form, ready for any number of answers.
 pub(super) struct Compiled {
@@ -52,6 +57,15 @@ impl Compiled {
         if matcher.compute_mask_or_eos().is_err() || start.elapsed() > TIME {
             return Err(Refused::new(at(form), "there is nothing that fits it, or it is too much to tell"));
         }
+        // The machine may be busy once or twice.
+        let copies = |_| {
+            let start = Instant::now();
+            drop(matcher.deep_clone());
+            start.elapsed() <= TIME_COPY
+        };
+        if !(0..3).any(copies) {
+            return Err(Refused::new(at(form), "its grammar is too large; ask for something simpler"));
+        }
         let next = if form.answer == Said::Anything { Next::Text } else { Next::Held };
         let phase = match (form.thinks, next) {
             (true, next) => Phase::Thinking { idle: next == Next::Text },
@@ -82,6 +96,7 @@ impl Compiled {
 impl Constraint for Compiled {
     fn begin(&self) -> Box<dyn Mask> {
         let matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
+        let watched = Watched::new(matcher.cancellation_handle().unwrap_or_default());
         Box::new(Guide {
             ready: Arc::clone(&self.ready),
             phase: self.phase,
@@ -89,6 +104,7 @@ impl Constraint for Compiled {
             matcher,
             exponents: self.exponents.clone(),
             mask: SimpleVob::new(),
+            watched,
             left: TIME,
         })
     }
@@ -102,8 +118,16 @@ struct Guide {
     matcher: Matcher,
     exponents: Exponents,
     mask: SimpleVob,
+    watched: Watched,
     /// Time that masks may still take.
     left: Duration,
+}
+
+impl Guide {
+    /// Why the library gave up.
+    fn problem(&self, error: impl Display) -> String {
+        if self.matcher.is_cancelled() { TOO_LONG.to_owned() } else { told(error) }
+    }
 }
 
 impl Mask for Guide {
@@ -116,9 +140,10 @@ impl Mask for Guide {
             Phase::Text { opening: true } => &free.opening,
             Phase::Held => {
                 let start = Instant::now();
-                self.mask = self.matcher.compute_mask_or_eos().map_err(told)?;
+                let mask = self.watched.during(|| self.matcher.compute_mask_or_eos());
+                self.mask = mask.map_err(|error| self.problem(error))?;
                 let left = (self.left + TIME_EACH).checked_sub(start.elapsed());
-                self.left = left.ok_or("telling what may come next takes too long")?;
+                self.left = left.ok_or(TOO_LONG)?;
                 self.exponents.limit(&mut self.mask, &self.ready.tokenizer, &self.ready.long);
                 self.mask.as_slice()
             }
@@ -140,7 +165,8 @@ impl Mask for Guide {
                 self.phase = Phase::Text { opening: self.ready.tokenizer.token_bytes(token).ends_with(b"<") };
             }
             Phase::Held => {
-                self.matcher.consume_token(token).map_err(told)?;
+                let taken = self.watched.during(|| self.matcher.consume_token(token));
+                taken.map_err(|error| self.problem(error))?;
                 match is_dsml {
                     true => self.exponents.leave(),
                     false => self.exponents.read(self.ready.tokenizer.token_bytes(token)),

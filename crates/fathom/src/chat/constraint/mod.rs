@@ -8,6 +8,7 @@ mod exponent;
 mod guide;
 mod schema;
 mod trie;
+mod watch;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -232,7 +233,7 @@ fn compile(ready: &Arc<Ready>, form: &Form) -> Result<Compiled, Refused> {
         });
         culprit.unwrap_or_else(|| Refused::library(at(form), error))
     })?;
-    Compiled::new(Arc::clone(ready), form, Matcher::new(Ok(parser)))
+    Compiled::new(Arc::clone(ready), form, Matcher::new(Ok(parser)).into_cancellable())
 }
 
 /// The schemas in a grammar, with what the request calls them.

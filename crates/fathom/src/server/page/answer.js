@@ -6,6 +6,8 @@ import { bytes, count, duration, of, progress, speed } from "./words.js";
 
 /** More text than this of a question is shown when asked for. */
 const MUCH = 600;
+/** What is said where calls could not be taken for such. */
+const MALFORMED = "The model wrote something that looks like tool calls and is none; it is shown as text, and nothing was called.";
 /** The time between two looks at what has come, in milliseconds, and between two times that it is read out. */
 const [PACE, BREATH] = [60, 2500];
 
@@ -90,6 +92,7 @@ export class Answer extends Turn {
     if (step.thinking) return this.says("thinking", step.thinking);
     if (step.text) return this.says("text", step.text);
     if (step.call) return this.calling(step.call);
+    if (step.malformed) this.malformed = true;
     if (step.end) this.reason = step.end;
     if (step.usage) this.usage = step.usage;
     if (step.prefix) this.prefix = step.prefix;
@@ -214,6 +217,7 @@ export class Answer extends Turn {
       }
     }
     if (this.usage) this.report();
+    if (this.malformed) this.note(MALFORMED);
     this.element.removeAttribute("aria-busy");
     this.onshow();
   }

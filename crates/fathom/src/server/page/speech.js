@@ -38,6 +38,7 @@ function* chunk({ error, choices, usage }) {
   for (const { index, id, function: told } of calls ?? []) {
     yield { call: { index, id, name: told?.name, arguments: told?.arguments ?? "" } };
   }
+  if (choice?.malformed_tool_calls) yield { malformed: true };
   if (choice?.finish_reason) yield { end: choice.finish_reason };
   if (usage) {
     yield {

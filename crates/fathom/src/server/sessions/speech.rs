@@ -236,7 +236,9 @@ impl<G: Generate> Speech<G> {
             // Only those get it who ask how likely their prompt is.
             Event::Read { .. } => Ok(Step::Progress(String::new())),
             Event::Queued { ahead } => Ok(Step::Progress(format!("queued, {ahead} ahead"))),
-            Event::Prefill { done, total, .. } => Ok(Step::Progress(format!("prefill {done}/{total}"))),
+            Event::Follows { done, total, .. } | Event::Prefill { done, total, .. } => {
+                Ok(Step::Progress(format!("prefill {done}/{total}")))
+            }
             Event::Token { id, .. } => {
                 self.tokens.push(id);
                 let pieces = self.output.push(id, None).map_err(|e| ApiError::internal(e.to_string()))?;

@@ -289,6 +289,95 @@ fn holds() {
     }
 }
 
+/// A format holds the answer that is no call, beside tools that are strict and tools that are not, as far as a call is possible.
+#[tokio::test]
+async fn formats_beside_tools() {
+    let (router, engine) = server(None, Keys::default());
+    let object = |name: &str, one: Value| json!({"type": "object", "properties": {name: one}, "required": [name], "additionalProperties": false});
+    let answer = object("n", json!({"type": "integer", "minimum": 3, "maximum": 5}));
+    let day = object("day", json!({"type": "string", "enum": ["mon", "tue"]}));
+    // So that calls come where they can: they begin with two new lines, '<', and the token of theirs.
+    let calls: Map<String, Value> =
+        TOKENIZER.encode("\n\n<").unwrap().into_iter().map(|id| (id.to_string(), json!(100))).collect();
+    let (mut called, mut said) = (0, 0);
+    for (format, fits) in [
+        (json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": answer}}), "n"),
+        (json!({"type": "json_object"}), ""),
+        (json!({"type": "text"}), "any"),
+    ] {
+        for (strict, choice, bias) in [true, false].into_iter().flat_map(|strict| {
+            [
+                ("auto", json!({})),
+                ("auto", Value::Object(calls.clone())),
+                ("none", Value::Object(calls.clone())),
+                ("required", json!({})),
+            ]
+            .map(|(choice, bias)| (strict, choice, bias))
+        }) {
+            let tool = json!({"type": "function", "function": {"name": "plan", "strict": strict, "parameters": day}});
+            let body = json!({"model": "demo", "messages": [{"role": "user", "content": "Say it in json."}], "temperature": 0,
+                "max_tokens": 200, "response_format": format, "tools": [tool], "tool_choice": choice, "logit_bias": bias});
+            let (status, reply) = call(&router, "POST", "/v1/chat/completions", body.clone()).await;
+            assert_eq!(status, 200, "{body}\n{reply}");
+            let (message, ended) = (&reply["choices"][0]["message"], reply["choices"][0]["finish_reason"].as_str());
+            let about = format!("{body}\n{message} {ended:?}");
+            if ended == Some("tool_calls") {
+                assert_ne!(choice, "none", "{about}");
+                called += 1;
+                let call = &message["tool_calls"][0]["function"];
+                let day: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+                assert!(call["name"] == "plan" && (!strict || day["day"] == "mon" || day["day"] == "tue"), "{about}");
+                assert!(
+                    fits == "any" || message["content"].as_str().is_none_or(|text| text.trim().is_empty()),
+                    "{about}"
+                );
+            } else {
+                assert!(
+                    message["tool_calls"].is_null() && (choice != "required" || ended == Some("length")),
+                    "{about}"
+                );
+                if ended == Some("stop") && fits != "any" {
+                    said += 1;
+                    let said: Value = serde_json::from_str(message["content"].as_str().unwrap())
+                        .unwrap_or_else(|_| panic!("{about}"));
+                    assert!(
+                        said.is_object() && (fits.is_empty() || (3..=5).contains(&said[fits].as_i64().unwrap())),
+                        "{about}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(called > 0 && said > 0, "{called} called, {said} said");
+    let tool = json!({"type": "function", "name": "plan", "strict": true, "parameters": day});
+    let brace = TOKENIZER.encode("{").unwrap()[0].to_string();
+    let body = json!({"model": "demo", "input": "Say it.", "temperature": 0, "max_output_tokens": 200, "tools": [tool],
+        "logit_bias": {brace: 100},
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": answer}}});
+    let (status, reply) = call(&router, "POST", "/v1/responses", body).await;
+    assert_eq!(status, 200, "{reply}");
+    let said = reply["output"][0]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{reply}"));
+    assert!((3..=5).contains(&serde_json::from_str::<Value>(said).unwrap()["n"].as_i64().unwrap()), "{said}");
+    assert_eq!((&reply["tools"][0]["strict"], &reply["text"]["format"]["type"]), (&json!(true), &json!("json_schema")));
+    // What is wrong with either is said as it is alone.
+    for (key, value, param) in [
+        ("response_format", json!({"type": "json_object"}), "response_format"),
+        (
+            "tools",
+            json!([{"type": "function", "function": {"name": "a b", "strict": true, "parameters": day}}]),
+            "tools",
+        ),
+    ] {
+        let mut body =
+            ask(json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": answer}},
+            "tools": [{"type": "function", "function": {"name": "plan", "strict": true, "parameters": day}}]}));
+        body[key] = value;
+        let (status, reply) = post(&Parrot::new("x"), body).await;
+        assert_eq!((status, &reply["error"]["param"]), (StatusCode::BAD_REQUEST, &json!(param)), "{reply}");
+    }
+    engine.drain();
+}
+
 #[tokio::test]
 async fn every_dialect_holds_formats() {
     let (router, engine) = server(None, Keys::default());
@@ -463,8 +552,13 @@ fn absurd_grammars_end() {
         let outcome = match compiled {
             Err(refused) => refused.to_string(),
             Ok(compiled) => {
-                let mut mask = compiled.unwrap().begin();
-                match mask.allowed() {
+                let compiled = compiled.unwrap();
+                // In the engine's thread, where others wait for it.
+                let begun = Instant::now();
+                let mut mask = compiled.begin();
+                let allowed = mask.allowed().map(<[u32]>::to_vec);
+                assert!(begun.elapsed() < Duration::from_secs(1), "{name}: {:?}", begun.elapsed());
+                match allowed {
                     Ok(words) => {
                         format!("{} tokens may begin", words.iter().map(|word| word.count_ones()).sum::<u32>())
                     }

@@ -1,15 +1,19 @@
 //! Prompts that are read on while nobody waits, and what is measured, with the embedded model.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request as HttpRequest, StatusCode};
+use fathom_weights::experts::Stats;
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::sessions::{call, server};
-use crate::server::Keys;
+use super::sessions::{call, server, service};
+use crate::server::experts::experts;
+use crate::server::{KeyLimits, Keys, Limits, router};
 
 /// A prompt of some 5,000 tokens.
 fn long() -> Value {
@@ -25,19 +29,27 @@ async fn number(router: &Router, name: &str) -> f64 {
     line.map_or(0.0, |value| value.parse().unwrap())
 }
 
+/// The prompts that are being read.
+async fn listed(router: &Router) -> Vec<Value> {
+    call(router, "GET", "/v1/prefills", Value::Null).await.1["data"].as_array().unwrap().clone()
+}
+
 /// Sends a request and leaves once so many tokens of its prompt have been read.
 async fn leave_at(router: &Router, body: &Value, tokens: u64) {
+    let before = listed(router).await;
+    let is_new = |one: &Value| before.iter().all(|other| other["id"] != one["id"]);
     let request = HttpRequest::builder().method("POST").uri("/v1/chat/completions");
     let asked = tokio::spawn(router.clone().oneshot(request.body(Body::from(body.to_string())).unwrap()));
     loop {
-        let (_, all) = call(router, "GET", "/v1/prefills", Value::Null).await;
-        let done = all["data"].as_array().unwrap().iter().filter_map(|one| one["tokens_done"].as_u64()).max();
+        let all = listed(router).await;
+        let done = all.iter().filter(|one| is_new(one)).filter_map(|one| one["tokens_done"].as_u64()).max();
         if done.is_some_and(|done| done >= tokens) || asked.is_finished() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     asked.abort();
+    let _ = asked.await;
 }
 
 /// However often its client leaves and comes back, a prompt is read once.
@@ -56,6 +68,64 @@ async fn who_comes_back_finds_it_read() {
     let counts = engine.counts();
     let read = counts.prompt_tokens - counts.reused_tokens;
     assert!(read as f64 <= 1.02 * total as f64 && read >= total, "{read} of {total}");
+}
+
+/// A second client that joins sees what the first one sees, is listed, and leaves at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_sees_its_progress() {
+    let (router, engine) = server(None, Keys::default());
+    let mut body = long();
+    body["stream"] = json!(true);
+    body["stream_options"] = json!({"include_usage": true});
+    let open = async || {
+        let request = HttpRequest::builder().method("POST").uri("/v1/chat/completions");
+        let response = router.clone().oneshot(request.body(Body::from(body.to_string())).unwrap()).await.unwrap();
+        response.into_body().into_data_stream().map(|bytes| String::from_utf8(bytes.unwrap().to_vec()).unwrap())
+    };
+    let progress = |text: &str| text.strip_prefix(": prefill ")?.split_once('/')?.0.parse::<u64>().ok();
+    let mut first = open().await;
+    while progress(&first.next().await.unwrap()).is_none_or(|done| done < 100) {}
+    let (mut second, mut third) = (open().await, open().await);
+    let mut heard = Vec::new();
+    while heard.len() < 5 {
+        heard.extend(progress(&second.next().await.unwrap()));
+    }
+    while progress(&third.next().await.unwrap()).is_none() {}
+    assert!(heard.is_sorted() && heard[0] >= 100 && heard[4] > heard[0], "{heard:?}");
+    let all = listed(&router).await;
+    assert!(all.len() == 3 && all.iter().all(|one| one["awaited"] == true), "{all:?}");
+    assert!(all.iter().all(|one| one["tokens"] == all[0]["tokens"] && one["tokens_done"].as_u64() >= Some(100)));
+    // Another reads it to its end, so there is nothing to go on with for it.
+    drop(third);
+    while listed(&router).await.len() > 2 {
+        let text = first.next().await.unwrap();
+        assert!(!text.starts_with("data"), "it was noticed at the end only: {text}");
+    }
+    let rest: String = second.collect::<Vec<String>>().await.concat();
+    let last = rest.lines().filter_map(|line| line.strip_prefix("data: ")).rfind(|data| *data != "[DONE]").unwrap();
+    let usage = serde_json::from_str::<Value>(last).unwrap()["usage"].clone();
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], all[0]["tokens"], "{usage}");
+    drop(first);
+    engine.drain();
+}
+
+/// What is read on for a client that left is none of its key's requests; the resend is let in, and what was left before ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_left_does_not_stand_in_its_own_way() {
+    let each_key = KeyLimits { at_once: Some(1), ..KeyLimits::default() };
+    let (service, engine) = service(None, Keys::default(), Limits { each_key, ..Limits::default() });
+    let router = router(service);
+    let mut other = long();
+    other["messages"][0]["content"] = json!(format!("Another. {}", other["messages"][0]["content"]));
+    leave_at(&router, &other, 1).await;
+    leave_at(&router, &long(), 0).await;
+    let (status, reply) = call(&router, "POST", "/v1/chat/completions", long()).await;
+    assert_eq!(status, 200, "{reply}");
+    engine.drain();
+    // All of the one and little of the other.
+    let (counts, total) = (engine.counts(), reply["usage"]["prompt_tokens"].as_u64().unwrap());
+    let read = counts.prompt_tokens - counts.reused_tokens;
+    assert!((total..total + total / 2).contains(&read), "{read} of {total}");
 }
 
 /// It can be seen while it is read, by its owner alone, and stopped.
@@ -110,6 +180,35 @@ async fn numbers_for_operators() {
     let replies = "fathom_http_replies_total{route=\"/v1/chat/completions\",status=\"404\"}";
     assert_eq!(number(&router, replies).await, 1.0);
     assert_eq!(number(&router, "fathom_prefix_missed_total{reason=\"nothing\"}").await, 1.0);
+}
+
+/// What the dashboard and the alerts ask for is measured.
+#[tokio::test]
+async fn dashboards_ask_for_what_there_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (service, engine) = service(Some(&folder), Keys::default(), Limits::default());
+    let router = router(Arc::new(Arc::into_inner(service).unwrap().with_plan(1 << 30)));
+    let mut body = long();
+    body["messages"][0]["content"] = json!("Hello, you. ".repeat(30));
+    call(&router, "POST", "/v1/chat/completions", body).await;
+    engine.drain();
+    let (_, text) = call(&router, "GET", "/metrics", Value::Null).await;
+    let text = text.as_str().unwrap().to_owned() + &experts(&Stats::default());
+    assert!(number(&router, "fathom_store_bytes").await > 0.0);
+    let measured =
+        |name: &str| text.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+    let asked =
+        concat!(include_str!("../../../../../deploy/grafana.json"), include_str!("../../../../../deploy/alerts.yaml"));
+    let names = asked.match_indices("fathom_").map(|(at, _)| {
+        let end = asked[at..].find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap();
+        &asked[at..at + end]
+    });
+    let (there, missing): (Vec<&str>, Vec<&str>) = names.partition(|name| measured(name));
+    assert!(there.len() > 40 && missing.is_empty(), "{missing:?}");
+    // A limit of 250 ms can be seen to hold.
+    for bound in ["0.25", "0.3", "0.35", "0.4"] {
+        assert!(measured(&format!("fathom_inter_token_seconds_bucket{{le=\"{bound}\"}}")), "{bound}");
+    }
 }
 
 /// How likely a prompt is, as evaluations ask it.
