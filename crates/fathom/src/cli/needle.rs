@@ -301,10 +301,9 @@ impl Run<'_> {
         if !self.args.json {
             tables(&grid)?;
         }
-        let others = grid.cells.iter().any(|cell| cell.kind != Kind::Single.word());
-        if embedded && others {
-            let words = "The embedded model was taught one kind of question, single; the others show what not having been taught \
-                         them looks like.";
+        let sums = grid.cells.iter().any(|cell| cell.kind == Kind::Aggregate.word());
+        if embedded && sums {
+            let words = "The embedded model was not taught sums: aggregate shows what that looks like.";
             say!("{words}");
             self.report.method.push(words.to_owned());
         }
