@@ -6,7 +6,8 @@
 
 Each client asks with prompts of mixed lengths, streamed, and leaves in the middle of one of four. --long N has one prompt of N
 words read beside them all the time. Fails for a status other than 200 and 429, for a stream that ends early, and, where it runs for
-three minutes or more, if memory in the last minute is more than two percent above that in the second (medians). Prints the times
+three minutes or more, if memory in the last minute is more than two percent above that in the second (medians; mapped weights,
+which come in as they are first used, left out). Prints the times
 between tokens and to the first, from the server's metrics and as the clients here saw them: those have this script's own delays.
 """
 
@@ -132,11 +133,13 @@ def main():
     memory, start = [], time.time()
     while any(thread.is_alive() for thread in threads):
         time.sleep(min(args.seconds / 40, 2))
-        memory.append((time.time() - start, load.metrics().get("fathom_rss_bytes", 0)))
+        now = load.metrics()
+        rss = now.get("fathom_rss_bytes", 0)
+        memory.append((time.time() - start, rss, now.get("fathom_rss_anonymous_bytes", rss)))
     # Those that have not ended by then empty the queue, with fewer at once.
     during = [one for one in memory if one[0] <= args.seconds] or memory
-    early = [rss for at, rss in during if 60 <= at < 120]
-    late = [rss for at, rss in during if at >= max(120, args.seconds - 60)]
+    early = [own for at, _, own in during if 60 <= at < 120]
+    late = [own for at, _, own in during if at >= max(120, args.seconds - 60)]
     metrics = load.metrics()
     print(json.dumps(load.counts))
     for name in ("fathom_time_to_first_token_seconds", "fathom_inter_token_seconds", "fathom_queue_seconds"):
@@ -147,11 +150,11 @@ def main():
             print(f"{what}, as {len(values)} came here: {shown}, longest {seen(values, 1)} ms")
     print("generated", metrics["fathom_generated_tokens_total"], "tokens, read",
           metrics["fathom_prompt_tokens_total"] - metrics["fathom_reused_tokens_total"])
-    print(f"memory {memory[0][1] / 2**20:.0f} MiB at first, {max(rss for _, rss in memory) / 2**20:.0f} MiB at most,",
+    print(f"memory {memory[0][1] / 2**20:.0f} MiB at first, {max(rss for _, rss, _ in memory) / 2**20:.0f} MiB at most,",
           f"planned {metrics['fathom_rss_planned_bytes'] / 2**20:.0f} MiB")
     growth = statistics.median(late) / statistics.median(early) - 1 if args.seconds >= 180 and early and late else 0
     if args.seconds >= 180:
-        print(f"memory in the last minute against the second: {100 * growth:+.2f} %")
+        print(f"memory without mapped files in the last minute against the second: {100 * growth:+.2f} %")
     for problem in load.problems[:10]:
         print("problem:", problem)
     assert not load.problems, f"{len(load.problems)} problems"

@@ -311,7 +311,8 @@ class Guide:
 
 class Model(nn.Module):
     """`rounded`: weights and activations as the official kernels round them (caches always are); `select`: the indexer keeps
-    its `index_topk`; `hca_off`: no HCA entry is seen; `hca_bias` [B]: added to HCA's logits, as if there were more entries."""
+    its `index_topk`; `hca_off`: no HCA entry is seen; `hca_bias` [B]: added to HCA's logits, as if there were more entries; `csa`
+    [B]: 0 a sample sees its own CSA entries, 1 none, 2 those of the sample before it."""
 
     def __init__(self, c=None):
         super().__init__()
@@ -329,7 +330,7 @@ class Model(nn.Module):
         # Reads its topic off an HCA entry, in training only.
         self.theme = nn.Linear(c.head_dim - c.qk_rope_head_dim, 8)
         self.rounded = self.select = self.hca_off = False
-        self.load, self.seen = {}, {}
+        self.load, self.csa = {}, None
         self.tables = {ratio: frequencies(c, ratio) for ratio in (0, 4)}
 
     def angles(self, pos, ratio):
@@ -395,7 +396,11 @@ class Model(nn.Module):
             ecos, esin = (t.view(B, blocks, -1) for t in self.angles(at, r))
             raw = a.compressor(x.view(B, T, -1))
             entries = round_kv(turn(raw, ecos, esin), nope)
+            if r == 4 and self.csa is not None:
+                entries = torch.where(self.csa.view(B, 1, 1) == 2, entries.roll(1, 0), entries)
             s = (q.view(B, T * H, d) @ entries.transpose(1, 2)).view(B, T, H, blocks)
+            if r == 4 and self.csa is not None:
+                s = s.masked_fill(self.csa.view(B, 1, 1, 1) == 1, -1e30)
             seen = torch.arange(blocks, device=x.device).view(1, -1) < (torch.arange(1, T + 1, device=x.device) // r).view(-1, 1)
             mask = torch.zeros(T, blocks, device=x.device).masked_fill_(~seen, -1e30)
             if r == 128 and self.hca_off:
@@ -404,6 +409,8 @@ class Model(nn.Module):
                 s = s + hca_bias.view(B, 1, 1, 1)
             if r == 4 and (guide is not None or self.select):
                 keys = round_index(turn(a.index_compressor(x.view(B, T, -1)), ecos, esin) @ hadamard(c.index_head_dim, x.device))
+                if self.csa is not None:
+                    keys = torch.where(self.csa.view(B, 1, 1) == 2, keys.roll(1, 0), keys)
             if r == 4 and self.select and blocks > c.index_topk:
                 with torch.no_grad():
                     iq, iw = self.index(a, x, qr, cos, sin)

@@ -7,6 +7,7 @@ from, and what they were found by. `encode` turns characters into tokens. Evalua
 import bisect
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -318,6 +319,15 @@ class Haystack:
             answer += [" "] * bool(answer) + self.said(fact)
         return Question(ask, answer, kind="several", names=tuple(names))
 
+    def strange(self):
+        """Something the model cannot say of any text."""
+        r = self.r
+        if r.random() < 0.3:
+            ask = TEXTS["kinds"]["aggregate_question"].replace("&", r.choice(SLOTS["L"]))
+            return Question(ask, [T["fallback"]["sums"]], kind="strange")
+        ask = f"{r.choice(T['fallback']['openings'])} the {r.choice(SLOTS['N'])}{r.choice(['?', '.', ''])}"
+        return Question(ask, [T["fallback"]["reply"]], kind="strange")
+
     def json(self):
         kind = self.r.choice(["code", "code", "city", "colour", "instrument"])
         facts, fact = self.of(kind), None
@@ -333,7 +343,7 @@ class Haystack:
         return Question(ask, answer, kind="json", names=(name,))
 
 
-QUESTIONS = ([Haystack.single] * 28 + [Haystack.none] * 12 + [Haystack.reverse] * 13 + [Haystack.larger] * 14
+QUESTIONS = ([Haystack.single] * 28 + [Haystack.none] * 12 + [Haystack.strange] * 4 + [Haystack.reverse] * 13 + [Haystack.larger] * 14
              + [Haystack.two_hop] * 13 + [Haystack.same] * 4 + [Haystack.several] * 11 + [Haystack.json] * 5)
 
 
@@ -571,10 +581,13 @@ def unknown(r, natural):
 PROMPTS = json.loads((HERE / "build/prompts.json").read_text())
 
 
-def tool(r, held_out=False):
-    """A name, what it says, its parameters."""
+def tool(r, natural, held_out=False):
+    """A verb and a noun, the tool's name of them, its parameters. In a third of the tools both are words of natural text."""
     tools = T["tools"]
     verb, noun = r.choice(tools["held_out"]) if held_out else (r.choice(tools["verbs"].split()), r.choice(tools["nouns"].split()))
+    if not held_out and r.random() < 0.35:
+        found = [w for w in re.findall("[a-z]{3,9}", natural.piece(r, 300)) if len(w) > 2] + ["look", "page"]
+        verb, noun = r.choice(found), r.choice(found)
     shape = r.choice(["{}_{}", "{}_{}", "{}_{}", "{}{}"])
     name = shape.format(verb, noun if "_" in shape else noun.capitalize())
     parameters = r.sample(sorted(tools["parameters"].items()), r.choice((1, 1, 1, 2, 2, 3)))
@@ -621,18 +634,22 @@ def first_up(text):
     return text[:1].upper() + text[1:]
 
 
-def write_call(page, name, source, parameters, values):
-    """A call as DSML; the tool's name is copied from its definition at `source`."""
+def write_call(page, name, sources, parameters, values):
+    """A call as DSML. `sources`: where the tool's name and its parameters' stand in its definition, and the values in the request."""
+    def copied(text, source):
+        at = page.put(text, COPIED)
+        if source:
+            page.copies.append(Copy(at, source, at[0] - 1, source[0] - 1, "asked", at[0] - 1))
+
     page.put('\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="', 1.0)
-    at = page.put(name, COPIED)
-    page.copies.append(Copy(at, source, at[0] - 1, source[0] - 1, "asked", at[0] - 1))
+    copied(name, sources["name"])
     page.put('">\n', 1.0)
     for key, kind in parameters:
         text = "true" if kind == "string" else "false"
         page.put('<｜DSML｜parameter name="', 1.0)
-        page.put(key, COPIED)
+        copied(key, sources[f"key {key}"])
         page.put(f'" string="{text}">', 1.0)
-        page.put(str(values[key]), COPIED)
+        copied(str(values[key]), sources.get(f"value {key}"))
         page.put("</｜DSML｜parameter>\n", 1.0)
     page.put("</｜DSML｜invoke>\n</｜DSML｜tool_calls>" + EOS, 1.0)
 
@@ -640,14 +657,19 @@ def write_call(page, name, source, parameters, values):
 def tool_use(r, natural, held_out=False):
     """A prompt with one tool, and calls of it."""
     page = Page()
-    verb, noun, name, parameters = tool(r, held_out)
+    verb, noun, name, parameters = tool(r, natural, held_out)
     definition = json.dumps(tool_definition(r, name, verb, noun, parameters), ensure_ascii=False)
     before, _ = PROMPTS["tools"].split(USER)
     if r.random() < 0.3:
         before = before.replace(BOS, BOS + r.choice(T["systems"]))
-    at, _ = page.put(before.replace("TOOLS", definition), 0.02)
-    at += page.parts[-1].index(f'"name": "{name}"') + len('"name": "')
-    source = at, at + len(name)
+    start, _ = page.put(before.replace("TOOLS", definition), 0.02)
+
+    def place(text, mark):
+        at = start + page.parts[0].index(mark) + mark.index(text)
+        return at, at + len(text)
+
+    sources = {"name": place(name, f'"name": "{name}"')}
+    sources |= {f"key {key}": place(key, f'"{key}": {{"type"') for key, _ in parameters}
     page.asked, think = [], r.random() < 0.1
     for _ in range(r.randrange(1, 4)):
         page.put(USER)
@@ -659,9 +681,12 @@ def tool_use(r, natural, held_out=False):
             continue
         values = {key: value(r, kind, key) for key, kind in parameters}
         request = tool_request(r, verb, noun, parameters, values)
-        page.put(request, ASKED)
+        at, _ = page.put(request, ASKED)
+        for key, _ in parameters:
+            found = request.find(str(values[key]), request.find(key) + len(key) if f"{key} " in request else 0)
+            sources[f"value {key}"] = (at + found, at + found + len(str(values[key]))) if found >= 0 else None
         answer_now(page, think, "tool")
-        write_call(page, name, source, parameters, values)
+        write_call(page, name, sources, parameters, values)
         page.asked.append((request, values))
         if r.random() < 0.5:
             result = r.choice(T["tools"]["results"]) if r.random() < 0.5 else f"{r.choice(SLOTS['A'])} {r.choice(SLOTS['N'])} {r.randrange(100)}"
@@ -769,7 +794,8 @@ class Encoder:
             topics += [(b, topic) for b in range(-(-token(start) // 128), token(end - 1) // 128) if 128 * b + 128 <= tokens]
         first = token(page.first_question) if page.first_question else 1
         pad = max(0, tokens - len(ids))
-        return Encoded(ids[:tokens] + [self.eos] * pad, weights[:tokens] + [0.0] * pad, copies, facts, topics, min(first, tokens), page.keys)
+        return Encoded(ids[:tokens] + [self.eos] * pad, weights[:tokens] + [0.0] * pad, copies, facts, topics, min(first, tokens),
+                       page.keys, bool(page.topics))
 
 
 @dataclass
@@ -785,6 +811,8 @@ class Encoded:
     topics: list
     first_question: int
     keys: set
+    # Whether the question is about the whole text, so that CSA is not to answer it.
+    whole: bool
 
 
 def main():

@@ -73,7 +73,9 @@ def batch(r, B, T, natural, encoder):
     copies, keys = [copies[i] for i in chosen], [keys[i] for i in chosen]
     others = np.array([[key != "asked" and key not in row.keys for row in rows] for key in keys], bool).reshape(-1, B)
     table = lambda x, n: np.array(x, np.int64).reshape(-1, n)
-    return ids, weights, pos, table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3)
+    # CSA's entries of a sample: its own, none, or another sample's. A topic is to come from HCA.
+    csa = np.array([r.choice((1, 2)) if row.whole else 0 for row in rows])
+    return ids, weights, pos, csa, table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3)
 
 
 def work(seed, share, progress, tokens, queue):
@@ -197,9 +199,10 @@ def main():
         t = time.time()
         arrays = queue.get()
         waited += time.time() - t
-        ids, weights, pos, *told = (torch.from_numpy(x).to(device, non_blocking=True) for x in arrays)
+        ids, weights, pos, csa, *told = (torch.from_numpy(x).to(device, non_blocking=True) for x in arrays)
         B, T = ids.shape
         bias = torch.tensor([0.0 if r.random() < 0.4 else r.uniform(0, math.log(1000)) for _ in range(B)], device=device)
+        model.csa = csa
         total, shown = losses(model, ids, weights, pos, Guide(*told), bias, strength, mtp=at >= 0.12)
         opt.zero_grad(set_to_none=True)
         total.backward()

@@ -33,8 +33,8 @@ pub struct EngineOptions {
     pub prefill_chunk: usize,
     /// Requests that run at once.
     pub parallel: usize,
-    /// The most that reading prompts may add to the time between two tokens of those who speak. How many tokens are read beside
-    /// them follows from how long that took before.
+    /// The time from one token to the next of those who speak that prompts read beside them keep to: passes aim at 0.7 of it, and
+    /// reading has a fifth of it in any case. How many tokens are read follows from how long that took before.
     pub stall: Duration,
     /// Requests that may wait.
     pub queue: usize,

@@ -6,9 +6,13 @@ use std::time::Duration;
 const LEAST: f64 = 16.0;
 /// What is tried first.
 const FIRST: f64 = 64.0;
+/// The share of the limit that a pass is to take: some take longer than the last one told, and the limit is for nearly all of them.
+const GOAL: f64 = 0.7;
+/// The share of the limit that reading has in any case: where speaking alone takes as long as the limit, prompts are read nonetheless.
+const SHARE: f64 = 0.2;
 
-/// Measures passes, and says how many tokens keep the time that reading adds to them under a limit. Results do not depend on how
-/// prompts are cut, so this may look at clocks.
+/// Measures passes, and says how many tokens can be read in them so that those who speak wait no longer than a limit from one token
+/// to the next. Results do not depend on how prompts are cut, so this may look at clocks.
 #[derive(Debug)]
 pub(crate) struct Pace {
     limit: Duration,
@@ -33,7 +37,8 @@ impl Pace {
         match (read > 0.0, spoken > 0) {
             (true, true) => {
                 let added = time.saturating_sub(self.alone).as_secs_f64().max(1e-6);
-                let fits = read * (limit / added).clamp(0.5, 2.0);
+                let goal = (GOAL * limit - self.alone.as_secs_f64()).max(SHARE * limit);
+                let fits = read * (goal / added).clamp(0.5, 2.0);
                 // A short part says that it was quick, not how long more would take.
                 self.tokens = if fits < read { fits } else { fits.max(self.tokens) };
             }
@@ -65,12 +70,19 @@ mod tests {
     fn finds_what_fits() {
         let mut pace = Pace::new(200 * MS);
         pace.took(0, 3, 20 * MS);
-        assert!((95..=100).contains(&settle(&mut pace, 2 * MS)));
+        assert!((57..=60).contains(&settle(&mut pace, 2 * MS)));
         // Further on in a context each token takes longer.
-        assert!((38..=40).contains(&settle(&mut pace, 5 * MS)));
-        assert!((195..=200).contains(&settle(&mut pace, MS)));
+        assert!((22..=24).contains(&settle(&mut pace, 5 * MS)));
+        assert!((115..=120).contains(&settle(&mut pace, MS)));
         // However slow it is, it goes on.
         assert_eq!(settle(&mut pace, 1000 * MS), LEAST as usize);
+        // Where speaking alone takes too long, a fifth of the limit is still read in.
+        pace.took(0, 3, 300 * MS);
+        for _ in 0..20 {
+            let read = pace.tokens();
+            pace.took(read, 3, 300 * MS + MS * read as u32);
+        }
+        assert!((38..=40).contains(&pace.tokens()), "{}", pace.tokens());
     }
 
     #[test]

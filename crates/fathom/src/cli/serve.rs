@@ -47,7 +47,7 @@ pub struct Args {
     /// Requests that run at once, in one pass over the weights for all
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     parallel: u16,
-    /// The most milliseconds that reading prompts may add to the time between two tokens of those who speak
+    /// The milliseconds from one token to the next of those who speak that prompts read beside them keep to
     #[arg(long, value_name = "MS", default_value_t = 250)]
     stall: u32,
     /// The seconds that a prompt is read on after its client has left, for the same request to find it read

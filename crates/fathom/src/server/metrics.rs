@@ -16,7 +16,7 @@ use super::experts::experts;
 use super::openapi::Foreign;
 use super::trace::{Phases, Times};
 use super::{Generate, Service};
-use crate::ui::{peak_rss, process_io, rss};
+use crate::ui::{anonymous_rss, peak_rss, process_io, rss};
 
 /// Bounds of histograms, in seconds: a token in a millisecond, a prompt in an hour; closer around what limits of the time between
 /// tokens are set to, so that it can be seen whether they hold.
@@ -174,6 +174,7 @@ impl Metrics {
         }
         for (name, about, bytes) in [
             ("fathom_rss_bytes", "Memory of the process.", rss()),
+            ("fathom_rss_anonymous_bytes", "Memory of the process that is no mapped file's.", anonymous_rss()),
             ("fathom_rss_peak_bytes", "The most memory of the process at once.", peak_rss()),
             ("fathom_rss_planned_bytes", "The memory that was planned before the start.", planned),
         ] {

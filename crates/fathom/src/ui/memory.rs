@@ -10,6 +10,11 @@ pub fn rss() -> Option<u64> {
     status("VmRSS:")
 }
 
+/// Memory of this process that is no file's, where the system tells: what was allocated, without mapped weights.
+pub fn anonymous_rss() -> Option<u64> {
+    status("RssAnon:")
+}
+
 fn status(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with(field))?;

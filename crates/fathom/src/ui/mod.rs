@@ -7,7 +7,7 @@ mod progress;
 mod transfer;
 
 pub use drives::process_io;
-pub use memory::{forget_peak, peak_rss, rss};
+pub use memory::{anonymous_rss, forget_peak, peak_rss, rss};
 pub use out::out;
 pub(crate) use out::say;
 pub use progress::Progress;
