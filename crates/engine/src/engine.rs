@@ -33,7 +33,7 @@ pub struct EngineOptions {
     pub prefill_chunk: usize,
     /// Requests that run at once.
     pub parallel: usize,
-    /// The time from one token to the next of those who speak that prompts read beside them keep to: passes aim at 0.7 of it, and
+    /// The time from one token to the next of those who speak that prompts read beside them keep to: passes aim at 0.55 of it, and
     /// reading has a fifth of it in any case. How many tokens are read follows from how long that took before.
     pub stall: Duration,
     /// Requests that may wait.

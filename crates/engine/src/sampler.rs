@@ -180,7 +180,12 @@ impl Sampler {
             None => values.extend(logits.iter().map(|&v| number(v))),
             Some(mask) => {
                 values.resize(logits.len(), f32::NEG_INFINITY);
-                tokens(mask, logits.len()).for_each(|id| values[id as usize] = number(logits[id as usize]));
+                // A word of the mask at a time, which the compiler makes vectors of.
+                for ((word, values), logits) in mask.iter().zip(values.chunks_mut(32)).zip(logits.chunks(32)) {
+                    for (bit, (value, &logit)) in values.iter_mut().zip(logits).enumerate() {
+                        *value = if word & 1 << bit != 0 { number(logit) } else { f32::NEG_INFINITY };
+                    }
+                }
             }
         }
         for &(token, bias) in &s.logit_bias {
