@@ -257,7 +257,8 @@ fn memory_is_what_was_expected() {
     for context in ["2048", "4096", "8192"] {
         let found = peak(&["demo", "--context", context, "--seed", "3"]);
         let (expected, most, _) = expected("demo", context, "4GiB");
-        all.push((format!("demo {context}"), expected, most, found, 0.05));
+        // Scratch is a bound, of which a model of this width uses four fifths: 3 of 60 MB.
+        all.push((format!("demo {context}"), expected, most, found, 0.08));
     }
     for (what, expected, most, found, _) in &all {
         println!("{what}: {:.1} MB expected, {:.1} at most, {:.1} found", expected / 1e6, most / 1e6, found / 1e6);
