@@ -162,6 +162,11 @@ class Fact:
     def key(self):
         return f"{self.kind} {self.name}"
 
+    @property
+    def found(self):
+        """The name, where an answer says it because of the value."""
+        return self.name
+
 
 @dataclass
 class Question:
@@ -347,8 +352,8 @@ QUESTIONS = ([Haystack.single] * 28 + [Haystack.none] * 12 + [Haystack.strange] 
              + [Haystack.two_hop] * 13 + [Haystack.same] * 4 + [Haystack.several] * 11 + [Haystack.json] * 5)
 
 
-def hide(r, facts, sentences, joint=" "):
-    """Facts among sentences at random places: [text or Fact], with what parts them."""
+def hide(r, facts, sentences):
+    """Facts among sentences at random places: [text or Fact]."""
     mixed = list(sentences)
     for fact in facts:
         mixed.insert(r.randrange(len(mixed) + 1), fact)
@@ -408,10 +413,6 @@ def write_answer(page, question, places, asked, far):
     return page
 
 
-# `Fact.found` is what a reverse question's answer has.
-Fact.found = property(lambda self: self.name)
-
-
 def begin(page, r, think):
     """What a conversation begins with: how to think, a system's words."""
     page.put(PROMPTS["thinking"].split(USER)[0] if think and r.random() < 0.6 else BOS)
@@ -431,11 +432,10 @@ def answer_now(page, think, kind, attribute="", name=""):
 
 
 def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=None, writer=None, new=0.45, kinds=None,
-                 held_out=False, topic=False, separator=None, fits=None):
+                 held_out=False, separator=None, fits=None):
     """A text with questions: after it, before it, or in a turn of their own. `characters` is the text's length."""
     page = Page()
     hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), new, kinds=kinds, held_out=held_out, fits=fits)
-    about = r.choice(sorted(TOPICS)) if topic else None
     asked = [(writer or r.choice(QUESTIONS))(hay) for _ in range(r.randrange(asks[0], asks[1] + 1))]
     facts = hay.facts + hay.links
     place = place or r.choices(["after", "turn", "before"], (68, 17, 15))[0]
@@ -451,7 +451,7 @@ def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=N
     if natural:
         sentences = natural.sentences(r, characters)
     else:
-        sentences = filler(r, characters, about)
+        sentences = filler(r, characters)
     places = write_text(page, hide(r, facts, sentences), bool(natural), NATURAL if natural else FILLER)
     page.first_question = page.length
     if place == "turn":
@@ -488,10 +488,10 @@ def write_question(page, question):
     return found
 
 
-def filler(r, characters, about=None, nouns=None):
+def filler(r, characters, about=None):
     found, size = [], 0
     while True:
-        s = sentence(r, nouns or (TOPICS[about] if about else None))
+        s = sentence(r, TOPICS[about] if about else None)
         size += len(s) + 1
         if size > characters:
             return found
