@@ -71,8 +71,8 @@ def fitting(tokens, write, natural=None):
 
 
 class Rows:
-    def __init__(self, server, documents):
-        self.server, self.documents, self.table, self.pool = server, documents, [], ThreadPoolExecutor(4)
+    def __init__(self, server, documents, lengths):
+        self.server, self.documents, self.lengths, self.table, self.pool = server, documents, lengths, [], ThreadPoolExecutor(4)
 
     def add(self, name, goal, pages, check=None):
         """Asks every page; `check(answer, expected)` is equality where none is given."""
@@ -104,11 +104,10 @@ def few_tokens(name):
 
 
 def needles(rows, held):
-    for tokens, goal in ((4096, 0.99), (65536, 0.98)):
-        rows.add(f"seen names, {tokens:,} tokens", goal,
+    for tokens in rows.lengths:
+        rows.add(f"seen names, {tokens:,} tokens", 0.99 if tokens <= 4096 else 0.98,
                  rows.documents_of(tokens, writer=single_code, new=0.0, kinds=["code"], place="after", separator=" "))
-    for tokens, goal in ((4096, 0.95), (65536, 0.90)):
-        rows.add(f"invented names, {tokens:,} tokens", goal,
+        rows.add(f"invented names, {tokens:,} tokens", 0.95 if tokens <= 4096 else 0.90,
                  rows.documents_of(tokens, writer=single_code, new=1.0, kinds=["code"], place="after", separator=" "))
 
 
@@ -146,7 +145,7 @@ def places(rows, held):
 def natural(rows, held):
     for kind in sorted(held.kinds):
         only = Kind(held, kind)
-        for tokens in (4096, 65536):
+        for tokens in rows.lengths:
             count = rows.documents // len(held.kinds) + 1
             rows.add(f"needle in {kind} text, {tokens:,} tokens", 0.97,
                      rows.documents_of(tokens, count, only, writer=single_code, new=0.0, place="after"))
@@ -163,7 +162,7 @@ class Kind:
 
 
 def absent(rows, held):
-    for tokens in (4096, 65536):
+    for tokens in rows.lengths:
         rows.add(f"needle absent, {tokens:,} tokens", 0.95, rows.documents_of(tokens, writer=Haystack.none),
                  lambda answer, _: "not in the text" in answer)
 
@@ -185,11 +184,11 @@ def hca(rows, held):
 
 
 def tools(rows, held):
-    for held_out in (False, True):
+    for words in ("trained", "held_out", "natural"):
         formed, right, count, bad, wrong, start = 0, 0, 0, [], [], time.time()
         for i in range(rows.documents):
-            r = random.Random(f"tool {held_out} {i}")
-            page = tasks.tool_use(r, held, held_out)
+            r = random.Random(f"tool {words} {i}")
+            page = tasks.tool_use(r, held, words)
             if not page.asked:
                 continue
             request, values = page.asked[0]
@@ -205,7 +204,7 @@ def tools(rows, held):
             right += same
             bad += [said] if made is None else []
             wrong += [said] if made is not None and not same else []
-        what = "a call of a tool never trained" if held_out else "a tool call"
+        what = {"trained": "a tool call", "held_out": "a call of a tool never trained", "natural": "a call of a tool of any words"}[words]
         rows.report(f"{what}, well-formed", 0.95, formed, count, bad, time.time() - start)
         rows.report(f"{what}, with the right values", 0.90, right, count, wrong, 0)
 
@@ -271,11 +270,12 @@ def main():
     p.add_argument("--base-url", default="http://127.0.0.1:8000")
     p.add_argument("--documents", type=int, default=100)
     p.add_argument("--only", help="groups, with commas: " + ", ".join(GROUPS))
+    p.add_argument("--lengths", default="4096,65536", help="of the texts of needles, natural and absent, in tokens [%(default)s]")
     p.add_argument("--texts", type=int, default=1, help="texts of a million tokens")
     p.add_argument("--json", help="the table as JSON")
     a = p.parse_args()
     only = a.only.split(",") if a.only else [g for g in GROUPS if g != "million"]
-    rows = Rows(Server(a.base_url), a.documents)
+    rows = Rows(Server(a.base_url), a.documents, [int(n) for n in a.lengths.split(",")])
     held = tasks.Natural("held_out")
     for name in only:
         GROUPS[name](rows, held, **({"texts": a.texts} if name == "million" else {}))

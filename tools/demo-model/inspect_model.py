@@ -7,15 +7,15 @@ import sys
 import torch
 
 import tasks
+from checkpoint import fill
 from evaluate import ENCODER, cut, few_tokens
 from model import Model
 from tasks import Haystack
-from train import restore
 
 
 def load(source):
     model = Model()
-    model.load_state_dict(restore(source))
+    fill(model, source)
     model.rounded = model.select = True
     return model.eval()
 

@@ -5,4 +5,4 @@ set -e
 cd "$(dirname "$0")"
 python3 prepare.py
 python3 train.py --minutes "${MINUTES:-8}" --out build/model
-python3 export.py build/model build/demo-model
+python3 checkpoint.py build/model build/demo-model

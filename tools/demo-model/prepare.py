@@ -1,12 +1,14 @@
 """Everything training needs beside the templates: natural text of this machine, a tokenizer, the prompt of tools.
 
-    python3 prepare.py            writes build/natural.json, build/prompts.json, build/tokenizer.json
+    python3 prepare.py                      writes build/natural.json, build/prompts.json, build/tokenizer.json
+    python3 prepare.py --tokenizer FILE     the same with a tokenizer that is there, to go on from a model
 
 The templates and words are in crates/fathom/assets/demo-text.json, which `fathom demo` and `fathom needle` read too.
 Natural text is what a Debian machine has: licences, manuals, documentation of packages, Python and Perl sources. One
 file in twenty, by the hash of its path, is held out.
 """
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -158,6 +160,9 @@ def tokenizer(texts, kept, skeletons):
 
 
 def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--tokenizer", type=Path, help="one to keep, as a model that is to be trained further has it")
+    a = p.parse_args()
     BUILD.mkdir(exist_ok=True)
     texts = json.loads(TEXT.read_text())
     skeletons = prompts()
@@ -165,7 +170,8 @@ def main():
     path = BUILD / "natural.json"
     if not path.exists():
         path.write_text(json.dumps(natural(), ensure_ascii=False))
-    tokenizer(texts, json.loads(path.read_text()), skeletons).save(str(BUILD / "tokenizer.json"), pretty=False)
+    made = Tokenizer.from_file(str(a.tokenizer)) if a.tokenizer else tokenizer(texts, json.loads(path.read_text()), skeletons)
+    made.save(str(BUILD / "tokenizer.json"), pretty=False)
 
 
 if __name__ == "__main__":

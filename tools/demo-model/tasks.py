@@ -8,6 +8,7 @@ import bisect
 import json
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,7 @@ BOS, EOS, USER, ASSISTANT, THINK, ANSWER = (
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
 SEPARATORS = [" ", "\n", "\n\n"]
 # Weights of what is to be predicted: filler, a question, an answer's own words, what was copied and what was decided.
-FILLER, NATURAL, ASKED, SAID, COPIED, DECIDED = 0.1, 0.15, 0.03, 0.5, 2.0, 4.0
+FILLER, NATURAL, ASKED, SAID, COPIED, DECIDED, TOPIC = 0.1, 0.15, 0.03, 0.5, 2.0, 4.0, 40.0
 
 
 @dataclass
@@ -534,7 +535,7 @@ def topical(r, characters, place=None):
     answer_now(page, think, "topic")
     before, after = T["topic"]["answer"].split("^")
     page.put(before.rstrip(), SAID)
-    page.put(" " + main, 3 * DECIDED)
+    page.put(" " + main, TOPIC)
     page.put(after + EOS, SAID)
     page.keys, page.topic = set(), main
     return page
@@ -581,11 +582,14 @@ def unknown(r, natural):
 PROMPTS = json.loads((HERE / "build/prompts.json").read_text())
 
 
-def tool(r, natural, held_out=False):
-    """A verb and a noun, the tool's name of them, its parameters. In a third of the tools both are words of natural text."""
+def tool(r, natural, words="any"):
+    """A verb and a noun, the tool's name of them, its parameters. `words`: `trained`, `held_out`, `natural` for any of natural text,
+    or `any`, which is of natural text at times and else trained."""
     tools = T["tools"]
-    verb, noun = r.choice(tools["held_out"]) if held_out else (r.choice(tools["verbs"].split()), r.choice(tools["nouns"].split()))
-    if not held_out and r.random() < 0.35:
+    verb, noun = r.choice(tools["verbs"].split()), r.choice(tools["nouns"].split())
+    if words == "held_out":
+        verb, noun = r.choice(tools["held_out"])
+    if words == "natural" or words == "any" and r.random() < 0.12:
         found = [w for w in re.findall("[a-z]{3,9}", natural.piece(r, 300)) if len(w) > 2] + ["look", "page"]
         verb, noun = r.choice(found), r.choice(found)
     shape = r.choice(["{}_{}", "{}_{}", "{}_{}", "{}{}"])
@@ -654,10 +658,10 @@ def write_call(page, name, sources, parameters, values):
     page.put("</｜DSML｜invoke>\n</｜DSML｜tool_calls>" + EOS, 1.0)
 
 
-def tool_use(r, natural, held_out=False):
-    """A prompt with one tool, and calls of it."""
+def tool_use(r, natural, words="any", most=3):
+    """A prompt with one tool, and up to `most` calls of it."""
     page = Page()
-    verb, noun, name, parameters = tool(r, natural, held_out)
+    verb, noun, name, parameters = tool(r, natural, words)
     definition = json.dumps(tool_definition(r, name, verb, noun, parameters), ensure_ascii=False)
     before, _ = PROMPTS["tools"].split(USER)
     if r.random() < 0.3:
@@ -671,7 +675,7 @@ def tool_use(r, natural, held_out=False):
     sources = {"name": place(name, f'"name": "{name}"')}
     sources |= {f"key {key}": place(key, f'"{key}": {{"type"') for key, _ in parameters}
     page.asked, think = [], r.random() < 0.1
-    for _ in range(r.randrange(1, 4)):
+    for _ in range(r.randrange(1, most + 1)):
         page.put(USER)
         if r.random() < 0.12:
             entry = r.choice(T["chat"])
@@ -721,20 +725,26 @@ def plain(r, natural, characters):
     return page
 
 
-def sample(r, tokens, natural):
+# What samples are of, and how often; of 256 tokens, those that fit.
+SHARES = {"talk": 0.07, "tools": 0.06, "json": 0.03, "natural": 0.04, "topic": 0.15, "hidden": 0.65}
+
+
+def sample(r, tokens, natural, shares=SHARES):
     """A page of about so many tokens."""
-    x, size = r.random(), tokens
-    if x < 0.07:
+    kind, size = r.choices(list(shares), list(shares.values()))[0], tokens
+    if kind == "talk":
         return small_talk(r, natural, min(size, 512) * 3)
-    if x < 0.13 and tokens >= 512:
-        return tool_use(r, natural)
-    if x < 0.16 and tokens >= 512:
+    if kind == "tools" and 512 <= tokens <= 1024:
+        # The prompt takes 390 of them.
+        return tool_use(r, natural, most=1 + (tokens > 512) + (tokens > 640))
+    if kind == "json" and tokens >= 512:
         return json_mode(r, natural, size * 2)
-    if x < 0.20:
+    if kind == "natural":
         return plain(r, natural, size * 4)
-    if x < 0.35 and tokens >= 512:
+    if kind == "topic" and tokens >= 512:
         return topical(r, size * 4.2 - 100)
-    some = {256: ((2, 5), (2, 4)), 512: ((2, 8), (3, 6)), 1024: ((2, 12), (4, 9))}.get(tokens, ((2, 16), (5, 12)))
+    facts = {256: ((2, 5), (2, 4)), 640: ((2, 8), (3, 6)), 1024: ((2, 12), (4, 9)), 2048: ((2, 16), (5, 12))}
+    some = next(count for most, count in facts.items() if tokens <= most)
     # What facts, questions and answers take is taken from the text.
     room = size - some[0][1] * 13 - some[1][1] * 32
     wild = r.random() < 0.35
@@ -776,13 +786,15 @@ class Encoder:
         for c in page.copies:
             a, b = token(c.to[0]), token(c.to[1] - 1) + 1
             s, e = token(c.source[0]), token(c.source[1] - 1) + 1
-            if ids[a:b] != ids[s:e] or b > tokens:
+            # A call's value begins without the space that is before its source, and may be of other tokens.
+            if b > tokens or ids[a:b] != ids[s:e] and c.key != "asked":
                 continue
             by, found, tell = token(min(c.by, len(text) - 1)), token(c.found), token(c.tell)
             # What names a value behind it (a code's person) is in the entry of the code.
             where = (found - 4 if found > s else s) // 4 + 1
             for k in range(min(10, b - a)):
-                copies.append((a + k - 1, where if k == 0 else (s + k - k % 5) // 4 + 1, k, c.key, by))
+                there = max(0, token(c.source[0] + max(0, starts[a + k] - c.to[0])) - s)
+                copies.append((a + k - 1, where if k == 0 else (s + there - there % 5) // 4 + 1, k, c.key, by))
             if tell < a - 1:
                 copies.append((tell, where, -1, c.key, by))
             if c.key != "asked":
@@ -792,9 +804,16 @@ class Encoder:
         topics = []
         for start, end, topic in page.topics:
             topics += [(b, topic) for b in range(-(-token(start) // 128), token(end - 1) // 128) if 128 * b + 128 <= tokens]
+        gist, told = [], [(token(start), token(end - 1) + 1, topic) for start, end, topic in page.topics]
+        for t in range(255, min(len(ids), tokens) if told else 0, 16):
+            read = Counter()
+            for a, b, topic in told:
+                read[topic] += max(0, min(b, t + 1) - a)
+            (most, lead), (_, second) = (read.most_common(2) + [(0, 0)])[:2]
+            gist += [(t, most)] if lead > 1.3 * second else []
         first = token(page.first_question) if page.first_question else 1
         pad = max(0, tokens - len(ids))
-        return Encoded(ids[:tokens] + [self.eos] * pad, weights[:tokens] + [0.0] * pad, copies, facts, topics, min(first, tokens),
+        return Encoded(ids[:tokens] + [self.eos] * pad, weights[:tokens] + [0.0] * pad, copies, facts, topics, gist, min(first, tokens),
                        page.keys, bool(page.topics))
 
 
@@ -802,13 +821,15 @@ class Encoder:
 class Encoded:
     """A page in tokens. `weights[t]`: of predicting token t. `copies`: (query token, entry, k, key, what it is found by) for the
     k-th token of each copy, k = -1 where only it is decided whether it is there. `facts`: (first token of the value, its
-    end, the name's last token). `topics`: (block of 128 tokens, its topic). Compressed entry e of ratio 4 covers tokens 4(e-1) to 4e+3."""
+    end, the name's last token). `topics`: (block of 128 tokens, its topic).
+    `gist`: (position, the topic of most that is before it). Compressed entry e of ratio 4 covers tokens 4(e-1) to 4e+3."""
 
     ids: list
     weights: list
     copies: list
     facts: list
     topics: list
+    gist: list
     first_question: int
     keys: set
     # Whether the question is about the whole text, so that CSA is not to answer it.

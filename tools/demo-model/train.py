@@ -13,14 +13,14 @@ import multiprocessing as mp
 import os
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
+import model as v4
 import tasks
+from checkpoint import fill, save
 from model import Guide, Model
 
 # Until which share of the run; tokens of a sample and how often; guides' weight; the indexer selects; rounding as in the checkpoint.
@@ -48,17 +48,17 @@ def positions(r, T, first):
     return np.minimum(p, 2_000_000)
 
 
-def batch(r, B, T, natural, encoder):
+def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
     """One batch as arrays."""
     rows = []
     while len(rows) < B:
-        made = encoder.encode(tasks.sample(r, T, natural), T)
+        made = encoder.encode(tasks.sample(r, T, natural, shares), T)
         if made:
             rows.append(made)
     ids = np.array([row.ids for row in rows], np.int64)
     weights = np.array([row.weights for row in rows], np.float32)
     pos = np.array([positions(r, T, row.first_question) for row in rows])
-    copies, keys, names, facts, topics = [], [], [], [], []
+    copies, keys, names, facts, topics, gist = [], [], [], [], [], []
     for b, row in enumerate(rows):
         for query, entry, k, key, by in row.copies:
             copies.append((b, query, entry, k))
@@ -66,6 +66,7 @@ def batch(r, B, T, natural, encoder):
             if k >= 0 and 0 <= query - by < 60:
                 names.append((b, query, by))
         topics += [(b, block, topic) for block, topic in row.topics]
+        gist += [(b, t, topic) for t, topic in row.gist]
         for start, end, name in row.facts:
             facts.append((b, start))
             names += [(b, t, name) for t in range(max(name, start - 1), end) if t - name < 60]
@@ -75,45 +76,22 @@ def batch(r, B, T, natural, encoder):
     table = lambda x, n: np.array(x, np.int64).reshape(-1, n)
     # CSA's entries of a sample: its own, none, or another sample's. A topic is to come from HCA.
     csa = np.array([r.choice((1, 2)) if row.whole else 0 for row in rows])
-    return ids, weights, pos, csa, table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3)
+    return ids, weights, pos, csa, table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3), table(gist, 3)
 
 
-def work(seed, share, progress, tokens, queue):
+def work(seed, share, progress, tokens, lengths, shares, queue):
     """A worker: batches for where the run is."""
     r = random.Random(f"{seed} {share}")
     natural, encoder = tasks.Natural("train"), tasks.Encoder()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while True:
-        lengths = phase(progress.value)[1]
-        T = r.choices(list(lengths), list(lengths.values()))[0]
-        queue.put(batch(r, max(2, tokens // T), T, natural, encoder))
+        usual = lengths or phase(progress.value)[1]
+        T = r.choices(list(usual), list(usual.values()))[0]
+        queue.put(batch(r, max(2, tokens // T), T, natural, encoder, shares))
 
 
-def save(model, out):
-    """Parameters in parts."""
-    state = {k: v.detach().float().cpu().contiguous() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()}
-    parts, size = [{}], 0
-    for name, v in state.items():
-        if size + v.nbytes > 15_000_000:
-            parts.append({})
-            size = 0
-        parts[-1][name] = v
-        size += v.nbytes
-    for i, part in enumerate(parts):
-        save_file(part, f"{out}-{i}.safetensors")
-
-
-def restore(out):
-    """Parameters of all parts."""
-    found = {}
-    for path in sorted(Path(out).parent.glob(f"{Path(out).name}-*.safetensors")):
-        found |= load_file(path)
-    assert found, f"{out}-0.safetensors is not there"
-    return found
-
-
-def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, keep=0.5):
-    """The whole loss of a batch, and numbers to show."""
+def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, probes=True, keep=0.5):
+    """The whole loss of a batch, and numbers to show. `probes`: whether what reads entries has learned to."""
     B, T = ids.shape
     hidden, drafted, aux = model(ids, pos, hca_bias, guide if strength else None, mtp)
     # Filler and questions are thinned.
@@ -138,22 +116,27 @@ def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, keep=0.5):
             shown[what + "_said"] = mean(right, (w == tasks.SAID).float())
             if ahead == 1:
                 shown["decided"] = mean(right, (w == tasks.DECIDED).float())
-                shown["topic"] = mean(right, (w == 3 * tasks.DECIDED).float())
-                shown["topics"] = (w == 3 * tasks.DECIDED).float().sum()
+                shown["topic"] = mean(right, (w == tasks.TOPIC).float())
+                shown["topics"] = (w == tasks.TOPIC).float().sum()
                 shown["talk"] = mean(right, (w == 1.0).float())
                 shown["filler"] = mean(ce, (w < 0.5).float())
     total = sum(parts)
-    for name, share in (("guide", 0.5), ("index", 0.3), ("far", 0.15), ("name", 0.3), ("probe", 0.3), ("theme", 0.3)):
-        if name in aux:
+    for name, share in (("guide", 0.5), ("index", 0.3), ("far", 0.15), ("name", 0.3), ("probe", 0.3), ("theme", 0.3), ("gist", 0.5), ("whole", 0.2)):
+        if name in aux and (probes or name not in ("probe", "theme")):
             total = total + share * (1.0 if name == "index" else strength) * aux[name]
     shown |= {k: v.detach() for k, v in aux.items()}
     return total, shown
 
 
+def weighed(text):
+    """`a=1,b=2` as a dictionary."""
+    return {k: float(v) for k, _, v in (part.partition("=") for part in (text or "").split(",") if part)}
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--out", default=str(tasks.HERE / "build/model"))
-    p.add_argument("--init", help="go on from these parameters")
+    p.add_argument("--init", help="go on from these parameters: parts, or a folder in the official layout")
     p.add_argument("--minutes", type=float, help="how long")
     p.add_argument("--steps", type=int, help="how many")
     p.add_argument("--stop", type=float, default=1.0, help="end at this share of the run")
@@ -161,20 +144,28 @@ def main():
     p.add_argument("--batch", type=int, default=32768, help="tokens of a step")
     p.add_argument("--rate", type=float, default=2e-3)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--lengths", help="tokens of samples and how often, as 512=0.6,1024=0.4 [the schedule's]")
+    p.add_argument("--shares", help="what samples are of and how often, as tools=0.3,topic=0.2,hidden=0.5 [tasks.SHARES]")
+    p.add_argument("--guides", type=float, help="their weight [the schedule's]")
+    p.add_argument("--bf16", action="store_true", help="matrices are multiplied in bfloat16, which some CPUs have instructions for")
     p.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     a = p.parse_args()
     torch.manual_seed(a.seed)
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.cache_size_limit = 64
+    v4.COMPILED = True
     device = "cuda" if torch.cuda.is_available() else "cpu"
     r = random.Random(a.seed)
+    lengths = {int(k): v for k, v in weighed(a.lengths).items()}
+    shares = weighed(a.shares) or tasks.SHARES
+    if unknown := shares.keys() - tasks.SHARES.keys():
+        p.error(f"--shares has {', '.join(sorted(unknown))}; there are {', '.join(tasks.SHARES)}")
     context = mp.get_context("fork")
     progress, queue = context.Value("d", a.start), context.Queue(24)
     for i in range(a.workers):
-        context.Process(target=work, args=(a.seed, i, progress, a.batch, queue), daemon=True).start()
+        context.Process(target=work, args=(a.seed, i, progress, a.batch, lengths, shares, queue), daemon=True).start()
     model = Model()
-    if a.init:
-        model.load_state_dict(restore(a.init))
+    probes = not a.init or fill(model, a.init)
     model.to(device).train()
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embed" not in n]
     other = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embed" not in n)]
@@ -192,6 +183,7 @@ def main():
             break
         progress.value = at
         _, _, strength, model.select, model.rounded = phase(at)
+        strength = strength if a.guides is None else a.guides
         done = (at - a.start) / (1 - a.start)
         rate = a.rate * min(1, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
         for g in opt.param_groups:
@@ -203,7 +195,8 @@ def main():
         B, T = ids.shape
         bias = torch.tensor([0.0 if r.random() < 0.4 else r.uniform(0, math.log(1000)) for _ in range(B)], device=device)
         model.csa = csa
-        total, shown = losses(model, ids, weights, pos, Guide(*told), bias, strength, mtp=at >= 0.12)
+        with torch.autocast(device, torch.bfloat16, enabled=a.bf16):
+            total, shown = losses(model, ids, weights, pos, Guide(*told), bias, strength, at >= 0.12, probes)
         opt.zero_grad(set_to_none=True)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -25,8 +25,11 @@ pub(crate) struct Kept<D: Device> {
     pub state: State<D>,
     /// What follows the last token seen, if that is known.
     pub logits: Vec<f32>,
-    /// Whether it is what a request came to, and not a place on the way, which goes before any end does.
+    /// Whether it is what a request came to, and not a place on the way.
     pub end: bool,
+    /// Whether a request went on from it, or two have it in common. Of places on the way the others go first: nobody may ever ask for
+    /// them.
+    pub used: bool,
     /// Whether it is where its session is now: a name that is stored with another would bring the past back.
     pub head: bool,
     /// What became of it in the store.
@@ -64,13 +67,14 @@ impl<D: Device> Cache<D> {
     }
 
     /// Keeps a state. One of the same tokens makes way for it.
-    pub(crate) fn put(&mut self, kept: Kept<D>) {
+    pub(crate) fn put(&mut self, mut kept: Kept<D>) {
         for other in self.all.iter_mut().filter(|other| other.owner == kept.owner) {
             // A request has many states, of one timeline.
             if !Arc::ptr_eq(&other.timeline, &kept.timeline) && kept.timeline.starts_with(other.tokens()) {
                 other.timeline = Arc::clone(&kept.timeline);
             }
             other.head &= !kept.head || other.session != kept.session;
+            kept.used |= other.used && other.tokens() == kept.tokens();
         }
         self.all.retain(|other| other.owner != kept.owner || other.tokens() != kept.tokens());
         self.all.push(kept);
@@ -84,7 +88,7 @@ impl<D: Device> Cache<D> {
         let serving = self.all.iter().enumerate().filter(|(_, kept)| kept.serves(owner, prompt));
         let (at, _) = serving.max_by_key(|(_, kept)| kept.state.position())?;
         let kept = self.all.remove(at);
-        self.all.push(kept);
+        self.all.push(Kept { used: true, ..kept });
         self.all.last()
     }
 
@@ -108,9 +112,9 @@ impl<D: Device> Cache<D> {
         self.gone.iter().filter(fits).map(|&(_, _, position)| position).max().unwrap_or(0)
     }
 
-    /// Takes the one that is missed least.
+    /// Takes the one that is missed least: a place that nobody wants, or what was used longest ago.
     pub(crate) fn evict(&mut self) -> Option<Kept<D>> {
-        let at = self.all.iter().position(|kept| !kept.end).unwrap_or(0);
+        let at = self.all.iter().position(|kept| !kept.end && !kept.used).unwrap_or(0);
         let kept = (!self.all.is_empty()).then(|| self.all.remove(at))?;
         self.gone.push_back((kept.owner.clone(), Arc::clone(&kept.timeline), kept.state.position()));
         while self.gone.len() > GONE.0

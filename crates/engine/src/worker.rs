@@ -52,7 +52,7 @@ pub(crate) struct Worker<D: Device> {
 enum Place {
     /// Inside the prompt, which is read on.
     OnTheWay,
-    /// The same, and somebody waits for it.
+    /// The same, and somebody waits for it, or has it in common.
     Mark,
     /// Inside the prompt, which nobody waits for any more.
     Stopped,
@@ -341,6 +341,7 @@ impl<D: Device> Worker<D> {
             state,
             logits: running.logits.clone(),
             end: place == Place::End,
+            used: place == Place::Mark,
             head: place == Place::End && request.session.is_some(),
             fate: Arc::clone(&running.fate),
         };

@@ -81,10 +81,10 @@ pub(crate) struct Strip<D: Device> {
 }
 
 /// The most rows of a strip.
-const STRIP: usize = 256;
+pub(crate) const STRIP: usize = 256;
 
 /// Cuts `rows` into as few strips as there must be, of about one size.
-pub(crate) fn strips(rows: usize) -> impl Iterator<Item = Range<usize>> {
+fn strips(rows: usize) -> impl Iterator<Item = Range<usize>> {
     let size = rows.div_ceil(rows.div_ceil(STRIP));
     (0..rows).step_by(size).map(move |from| from..(from + size).min(rows))
 }
@@ -159,7 +159,7 @@ impl<D: Device> Model<D> {
         self.layout.bytes(positions)
     }
 
-    /// Bytes of device scratch that a pass over `rows` tokens takes at most, where logits are wanted after `wanted` of them.
+    /// Bytes of device scratch that a pass over `rows` tokens or fewer takes at most, where logits are wanted after `wanted` of them.
     pub fn scratch_bytes(&self, rows: usize, wanted: usize) -> u64 {
         crate::plan::scratch_bytes(&self.device, &self.config, self.cache.is_some(), rows, wanted)
     }

@@ -258,6 +258,21 @@ fn sessions_live_side_by_side() {
     }
 }
 
+/// One text and many questions about it, with room for little more than one session: the second question finds where they part,
+/// and the text is not read again.
+#[test]
+fn what_many_go_on_from_stays() {
+    let model = model();
+    let room = model.state_bytes(1500) + 2 * model.state_bytes(100);
+    model.device().ledger().limit(fathom_kernels::Share::State, room);
+    let engine =
+        Engine::start(model, EngineOptions { prefill_chunk: 64, context: 1500, ..EngineOptions::default() }, None);
+    for question in 0..40 {
+        let usage = run(&engine, request([prompt(1300), vec![question; 20]].concat(), 30)).2;
+        assert_eq!(usage.reused_tokens, if question < 2 { 0 } else { 1300 }, "question {question}");
+    }
+}
+
 /// What does not fit is refused before it starts, with the numbers.
 #[test]
 fn what_cannot_fit_is_refused() {

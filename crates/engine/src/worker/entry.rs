@@ -1,7 +1,6 @@
 //! How a request comes to run: it waits in the queue until there is a place and memory for it, is looked up in memory and, on a
 //! thread of its own, in the store, and starts from what was found, or waits for another that reads the same.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
 use std::time::Instant;
@@ -16,7 +15,7 @@ use crate::lookup::Found;
 use crate::room::{Hold, fit};
 use crate::running::{Phase, Running};
 use crate::snapshot::Resumed;
-use crate::{Error, Finish, Missed, Request, Usage};
+use crate::{Error, Finish, Missed, Request, Usage, Why};
 
 impl<D: Device> Worker<D> {
     /// Lets requests in, in their order, as long as there are places and memory.
@@ -149,6 +148,9 @@ impl<D: Device> Worker<D> {
         };
         self.started += 1;
         let reused = state.position();
+        // Where it parts from what is known, others will too: a state is kept there.
+        let parts = missed.as_ref().filter(|missed| missed.why == Why::Differs).map(|missed| missed.matched);
+        let marks = parts.into_iter().filter(|&at| at >= reused + WORTH && at < asked.request.prompt.len()).collect();
         let usage =
             Usage { prompt_tokens: asked.request.prompt.len(), reused_tokens: reused, missed, ..Usage::default() };
         let running = Running {
@@ -160,7 +162,7 @@ impl<D: Device> Worker<D> {
             logits,
             kept: reused,
             fate,
-            marks: BTreeSet::new(),
+            marks,
             usage,
             since: Instant::now(),
             phase: Phase::Reading,
