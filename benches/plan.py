@@ -13,6 +13,7 @@ import argparse
 import array
 import json
 import os
+import random
 import re
 import shutil
 import struct
@@ -118,14 +119,18 @@ class Bench:
     def score(self, model, context, place):
         """A command that reads so many tokens."""
         file = place / "tokens.safetensors"
-        write_tokens(file, [i * 37 % 500 for i in range(context)])
+        # As frequent as 1 ÷ their number, as a text's tokens nearly are.
+        vocabulary = json.loads((Path(model.given) / "config.json").read_text())["vocab_size"] if model.given != "demo" else 2240
+        rank = random.Random(context)
+        write_tokens(file, [int(vocabulary ** rank.random()) - 1 for _ in range(context)])
         return [self.args.fathom, "score", model.at, "--tokens", str(file), "--output", str(place / "logits"), "--no-counts"]
 
-    def speeds(self, model, machine, context, budget):
+    def speeds(self, model, context, budget):
         """A prompt's last chunk, and an answer behind all that is before it."""
         a = self.args
         depth = context - a.chunk
         chunk = ["--prefill-chunk", str(a.chunk)]
+        machine = self.machine(model)
         out = run([a.fathom, "bench", model.at, "--prefill", str(a.chunk), "--decode", str(a.decode), "--depth", str(depth),
                    "--runs", str(a.runs), "--memory", budget, "--no-counts", "--json", *chunk, *self.fixed])
         for result in map(json.loads, out.splitlines()):
@@ -145,7 +150,7 @@ class Bench:
         for budget in self.budgets(model, machine):
             for context in self.args.contexts:
                 self.memory(model, machine, context, budget, place)
-                self.speeds(model, machine, context, budget)
+                self.speeds(model, context, budget)
 
 
 def write_tokens(path, ids):

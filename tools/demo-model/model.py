@@ -324,7 +324,7 @@ class Guide:
 class Model(nn.Module):
     """`rounded`: weights and activations as the official kernels round them (caches always are); `select`: the indexer keeps
     its `index_topk`; `hca_off`: no HCA entry is seen; `hca_bias` [B]: added to HCA's logits, as if there were more entries; `csa`
-    [B]: 0 a sample sees its own CSA entries, 1 none, 2 those of the sample before it."""
+    [B]: 0 a sample sees its own CSA entries, 1 none, 2 those of the sample before it, 3 its own, and no HCA entry."""
 
     def __init__(self, c=None):
         super().__init__()
@@ -419,6 +419,8 @@ class Model(nn.Module):
             mask = torch.zeros(T, blocks, device=x.device).masked_fill_(~seen, -1e30)
             if r == 128 and self.hca_off:
                 mask = torch.full_like(mask, -1e30)
+            if r == 128 and self.csa is not None:
+                s = s.masked_fill(self.csa.view(B, 1, 1, 1) == 3, -1e30)
             if r == 128 and hca_bias is not None:
                 s = s + hca_bias.view(B, 1, 1, 1)
             if r == 4 and (guide is not None or self.select):

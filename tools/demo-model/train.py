@@ -58,6 +58,9 @@ def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
     ids = np.array([row.ids for row in rows], np.int64)
     weights = np.array([row.weights for row in rows], np.float32)
     pos = np.array([positions(r, T, row.first_question) for row in rows])
+    # CSA's entries of a sample: its own, none, or another sample's; or its own, and none of HCA's. A topic is to come from HCA, and
+    # without it not to be known.
+    csa = [r.choice((1, 2, 3)) if row.whole else 0 for row in rows]
     copies, keys, names, facts, topics, gist = [], [], [], [], [], []
     for b, row in enumerate(rows):
         for query, entry, k, key, by in row.copies:
@@ -66,7 +69,7 @@ def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
             if k >= 0 and 0 <= query - by < 60:
                 names.append((b, query, by))
         topics += [(b, block, topic) for block, topic in row.topics]
-        gist += [(b, t, topic) for t, topic in row.gist]
+        gist += [(b, t, topic) for t, topic in row.gist if csa[b] != 3]
         for start, end, name in row.facts:
             facts.append((b, start))
             names += [(b, t, name) for t in range(max(name, start - 1), end) if t - name < 60]
@@ -74,9 +77,7 @@ def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
     copies, keys = [copies[i] for i in chosen], [keys[i] for i in chosen]
     others = np.array([[key != "asked" and key not in row.keys for row in rows] for key in keys], bool).reshape(-1, B)
     table = lambda x, n: np.array(x, np.int64).reshape(-1, n)
-    # CSA's entries of a sample: its own, none, or another sample's. A topic is to come from HCA.
-    csa = np.array([r.choice((1, 2)) if row.whole else 0 for row in rows])
-    return ids, weights, pos, csa, table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3), table(gist, 3)
+    return ids, weights, pos, np.array(csa), table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3), table(gist, 3)
 
 
 def work(seed, share, progress, tokens, lengths, shares, queue):
@@ -90,8 +91,8 @@ def work(seed, share, progress, tokens, lengths, shares, queue):
         queue.put(batch(r, max(2, tokens // T), T, natural, encoder, shares))
 
 
-def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, probes=True, keep=0.5):
-    """The whole loss of a batch, and numbers to show. `probes`: whether what reads entries has learned to."""
+def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, topics, probes=True, keep=0.5):
+    """The whole loss of a batch, and numbers to show. `topics`: their tokens. `probes`: whether what reads entries has learned to."""
     B, T = ids.shape
     hidden, drafted, aux = model(ids, pos, hca_bias, guide if strength else None, mtp)
     # Filler and questions are thinned.
@@ -106,18 +107,20 @@ def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, probes=True
         w, y = w[rows], ids.flatten().roll(-ahead)[rows]
         logits = F.linear(h[rows], model.head)
         ce = F.cross_entropy(logits, y, reduction="none")
+        blind = (model.csa[rows // T] == 3) & (w == tasks.TOPIC)
+        ce = torch.where(blind, -logits.log_softmax(-1)[:, topics].mean(-1), ce)
         loss = (ce * w).sum() / w.sum()
         parts.append(loss if ahead == 1 else 0.3 * loss)
         with torch.no_grad():
             right = (logits.argmax(-1) == y).float()
             shown[what] = loss.detach()
-            mean = lambda x, m: (x * m).sum() / m.sum().clamp_min(1)
+            mean = lambda x, m: (x * m).sum() / m.sum()
             shown[what + "_copied"] = mean(right, (w == tasks.COPIED).float())
             shown[what + "_said"] = mean(right, (w == tasks.SAID).float())
             if ahead == 1:
                 shown["decided"] = mean(right, (w == tasks.DECIDED).float())
-                shown["topic"] = mean(right, (w == tasks.TOPIC).float())
-                shown["topics"] = (w == tasks.TOPIC).float().sum()
+                shown["topic"] = mean(right, ((w == tasks.TOPIC) & ~blind).float())
+                shown["blind"] = mean(right, blind.float())
                 shown["talk"] = mean(right, (w == 1.0).float())
                 shown["filler"] = mean(ce, (w < 0.5).float())
     total = sum(parts)
@@ -167,6 +170,7 @@ def main():
     model = Model()
     probes = not a.init or fill(model, a.init)
     model.to(device).train()
+    topics = torch.tensor([tasks.Encoder().ids(" " + topic)[0] for topic in sorted(tasks.TOPICS)], device=device)
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embed" not in n]
     other = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embed" not in n)]
     opt = torch.optim.AdamW([dict(params=decay, weight_decay=0.05), dict(params=other, weight_decay=0.0)], lr=a.rate,
@@ -196,7 +200,7 @@ def main():
         bias = torch.tensor([0.0 if r.random() < 0.4 else r.uniform(0, math.log(1000)) for _ in range(B)], device=device)
         model.csa = csa
         with torch.autocast(device, torch.bfloat16, enabled=a.bf16):
-            total, shown = losses(model, ids, weights, pos, Guide(*told), bias, strength, at >= 0.12, probes)
+            total, shown = losses(model, ids, weights, pos, Guide(*told), bias, strength, at >= 0.12, topics, probes)
         opt.zero_grad(set_to_none=True)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -210,8 +214,10 @@ def main():
             first = time.time()
         shown["norm"] = norm
         for k, v in shown.items():
-            sums[k] = sums.get(k, 0) + v
-            counts[k] = counts.get(k, 0) + 1
+            # What a batch has nothing of is no nought.
+            if not math.isnan(v):
+                sums[k] = sums.get(k, 0) + v
+                counts[k] = counts.get(k, 0) + 1
         step, tokens = step + 1, tokens + B * T
         if step % 25 == 0:
             line = {k: round(float(v) / counts[k], 4) for k, v in sums.items()}

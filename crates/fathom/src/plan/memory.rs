@@ -12,20 +12,15 @@ use super::free_memory;
 const PROGRAM: u64 = 48 << 20;
 /// What of that a run that reads no text holds. Measured: 4 to 5 MiB.
 const BASE: u64 = 5 << 20;
-/// What is more where text is read, beside what a tokenizer's file makes. Measured: 24 MiB, and 35 from some ten thousand tokens
-/// on, in most runs.
+/// What is more where text is read, beside what a tokenizer's file makes. Measured: 24 MiB.
 const TEXT: u64 = 24 << 20;
-/// See [`TEXT`].
-const LONG_TEXT: u64 = 35 << 20;
-const LONG: usize = 12_288;
 /// What a server takes beside a run, and what more once it has been asked. Measured: 5 MiB, and 3 to 7.
 const SERVER: u64 = 5 << 20;
 const ASKED: u64 = 4 << 20;
 /// What a thread takes beside its part of the scratch: a stack, and what the allocator keeps for it. Measured: 1.6 MB.
 const THREAD: u64 = 2 << 20;
-/// fastokens' table of words that its threads share: 2^19 entries of 64 bytes. Made, or not, as it happens, when the first long text
-/// is read.
-const WORDS: u64 = 32 << 20;
+/// Bytes that the system maps when one of them is missing: Linux's usual `fault_around_bytes`.
+const AROUND: u64 = 64 << 10;
 /// What a tensor takes as a name and a place; V4-Pro has 142,255.
 const TENSOR: u64 = 300;
 
@@ -82,8 +77,8 @@ pub struct Plan {
     pub chunk: usize,
     /// The most tokens of a session.
     pub context: usize,
-    /// Whether text is read, and not tokens alone.
-    pub reads_text: bool,
+    /// The embedding, where it is mapped.
+    embedding: Table,
     /// Bytes that it is expected to hold when all of the context has been used: what the bounds leave room for beside it are
     /// tables that are made or not, as it happens.
     pub expected: u64,
@@ -98,7 +93,7 @@ impl Plan {
     /// Bytes that it is expected to hold when a session has used so many tokens of the context.
     pub fn expected_of(&self, config: &Config, tokens: usize) -> u64 {
         let tokens = tokens.min(self.context);
-        let of = |tokens| state_bytes(config, tokens) + text_bytes(self.reads_text, tokens);
+        let of = |tokens| state_bytes(config, tokens) + text_bytes(tokens) + self.embedding.touched(tokens);
         // Scratch grows with the tokens that are read at once.
         let chunk = self.chunk.max(1);
         let unused = self.scratch / chunk as u64 * (chunk - tokens.min(chunk)) as u64;
@@ -112,17 +107,18 @@ impl Plan {
 
     /// Bytes that a server is expected to hold when so much has been used.
     pub fn expected_of_used(&self, used: &Used) -> u64 {
-        let text = |tokens| text_bytes(self.reads_text, tokens);
         let untouched = match self.experts {
             Some(experts) => experts.saturating_sub(used.experts),
             // Mapped weights come when they are computed with.
-            None if used.scratch == 0 => self.weights - self.drafts,
-            None => 0,
+            None if used.scratch == 0 => {
+                self.weights.saturating_sub(self.drafts + self.embedding.bytes()) + self.embedding.touched(self.context)
+            }
+            None => self.embedding.touched(self.context).saturating_sub(self.embedding.touched(used.longest)),
         };
         let asked = if used.longest == 0 { ASKED } else { 0 };
         let unused = self.state.saturating_sub(used.state)
             + self.scratch.saturating_sub(used.scratch)
-            + text(self.context).saturating_sub(text(used.longest))
+            + text_bytes(self.context).saturating_sub(text_bytes(used.longest))
             + untouched
             + asked;
         self.expected_of_server().saturating_sub(unused)
@@ -142,9 +138,42 @@ pub struct Used {
     pub longest: usize,
 }
 
-/// What texts of so many tokens take: the prompt as text and as tokens, and a table that is made for long ones.
-fn text_bytes(reads_text: bool, tokens: usize) -> u64 {
-    40 * tokens.min(1 << 20) as u64 + if reads_text && tokens > LONG { LONG_TEXT } else { 0 }
+/// A mapped table of which rows come into memory when tokens ask for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Table {
+    rows: u64,
+    /// Bytes of a row.
+    row: u64,
+}
+
+impl Table {
+    /// Bytes that a text of so many tokens brings: the system maps [`AROUND`] bytes about each that is asked for, and tokens are
+    /// taken to be as frequent as 1 ÷ their number. A row x is then missing with exp(−c ÷ x); the sum of what is seen is an
+    /// exponential integral (Abramowitz and Stegun 5.1.11).
+    fn touched(self, tokens: usize) -> u64 {
+        let rows = self.rows as f64;
+        let together = (AROUND / self.row.max(1)).max(1) as f64;
+        let c = together * tokens as f64 / rows.max(3.0).ln();
+        let z = c / rows.max(1.0);
+        if z == 0.0 {
+            return 0;
+        }
+        let integral = match z {
+            z if z <= 1.0 => -0.577_215_7 - z.ln() + z - z.powi(2) / 4.0 + z.powi(3) / 18.0 - z.powi(4) / 96.0,
+            z => (-z).exp() / (z + 1.0 - 1.0 / (z + 3.0)),
+        };
+        let seen = rows * (1.0 - (-z).exp()) + c * integral;
+        self.bytes().min(seen as u64 * self.row)
+    }
+
+    fn bytes(self) -> u64 {
+        self.rows * self.row
+    }
+}
+
+/// What a text of so many tokens takes, as text and as tokens.
+fn text_bytes(tokens: usize) -> u64 {
+    40 * tokens.min(1 << 20) as u64
 }
 
 impl std::fmt::Display for Plan {
@@ -192,20 +221,18 @@ pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Res
     let state = state_bytes(config, wanted.context)
         + (parallel as u64 - 1) * state_bytes(config, wanted.context.min(BESIDE))
         + Engine::SPARE_STATES * state_bytes(config, 1);
-    // A tokenizer takes some twenty times its file, and fastokens a table once texts are long enough for two threads; a token
-    // of a prompt takes a few bytes as text, as token, twice over, and as a word remembered.
+    // A tokenizer takes some twenty times its file; a token of a prompt takes a few bytes as text, as token, twice over, and as a
+    // word remembered.
     let program = PROGRAM
         + wanted.beside
-        + if wanted.text > 0 { WORDS } else { 0 }
         + THREAD * wanted.threads as u64
         + 20 * wanted.text
-        + 40 * wanted.context.min(1 << 20) as u64
+        + text_bytes(wanted.context)
         + TENSOR * sizes.tensors as u64;
-    let reads_text = wanted.text > 0;
     let base = BASE
         + THREAD * wanted.threads as u64
-        + if reads_text { TEXT + 20 * wanted.text } else { 0 }
-        + text_bytes(reads_text, wanted.context)
+        + if wanted.text > 0 { TEXT + 20 * wanted.text } else { 0 }
+        + text_bytes(wanted.context)
         + TENSOR * sizes.tensors as u64;
     let chunks = |most: usize| CHUNKS.into_iter().filter(move |&chunk| chunk <= most);
     // On many threads scratch is wide, and a chunk of few tokens would read all weights again and again.
@@ -215,6 +242,8 @@ pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Res
         .or_else(|| chunks(CHUNK_IN_MEMORY).find(|&chunk| scratch_bytes(device, config, false, chunk, 1) <= room));
     let chunk = chunk.unwrap_or(64).min(wanted.context);
     let weights = sizes.weights;
+    let embedding = Table { rows: config.vocab_size as u64, row: 2 * config.hidden_size as u64 };
+    let touched = weights.saturating_sub(sizes.drafts + embedding.bytes()) + embedding.touched(wanted.context);
     let mapped = Plan {
         weights,
         drafts: sizes.drafts,
@@ -225,8 +254,8 @@ pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Res
         program,
         chunk,
         context: wanted.context,
-        reads_text,
-        expected: weights - sizes.drafts + state + scratch(false, chunk) + base,
+        embedding,
+        expected: touched + state + scratch(false, chunk) + base,
     };
     if mapped.total() <= budget {
         return Ok(mapped);
@@ -248,6 +277,7 @@ pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Res
         all_experts: sizes.expert_bytes,
         scratch: scratch(true, chunk),
         chunk,
+        embedding: Table::default(),
         expected: dense + experts + state + scratch(true, chunk) + base,
         ..mapped
     };
@@ -269,10 +299,30 @@ pub fn plan(device: &Cpu, config: &Config, sizes: &Sizes, wanted: Wanted) -> Res
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use fathom_kernels::CpuOptions;
     use fathom_weights::Checkpoint;
     use fathom_weights::synth::Synth;
+
+    /// A table's rows against tokens drawn as they are taken to be.
+    #[test]
+    fn rows_come_as_tokens_ask_for_them() {
+        let table = Table { rows: 129_280, row: 8192 };
+        let (mut seen, mut random) = (BTreeSet::new(), 1u64);
+        assert_eq!(table.touched(0), 0);
+        for drawn in 1..=200_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let token = (table.rows as f64).powf((random >> 11) as f64 / (1u64 << 53) as f64) as u64 - 1;
+            seen.insert(token / 8);
+            if [500, 5_000, 50_000, 200_000].contains(&drawn) {
+                let (found, said) = (seen.len() as u64 * AROUND, table.touched(drawn));
+                assert!((said as f64 / found as f64 - 1.0).abs() < 0.04, "{drawn}: {said} said, {found} found");
+            }
+        }
+        assert!(table.touched(20_000_000) * 1000 > table.bytes() * 999);
+    }
 
     #[test]
     fn budgets_are_kept_or_refused_with_the_least_that_would_do() {
@@ -294,10 +344,10 @@ mod tests {
         let less = mapped.expected_of_used(&Used { state: used.state - 99, ..used });
         assert_eq!(less, mapped.expected_of_server() - 99);
         let nothing = mapped.expected_of_used(&Used { state: 0, scratch: 0, experts: 0, longest: 0 });
-        let text = text_bytes(false, 1000);
+        let computed_with = mapped.weights - sizes.drafts - mapped.embedding.bytes() + mapped.embedding.touched(1000);
         assert_eq!(
-            nothing + text - SERVER,
-            mapped.expected - (mapped.weights - sizes.drafts) - mapped.state - mapped.scratch
+            nothing + text_bytes(1000) - SERVER,
+            mapped.expected - computed_with - mapped.state - mapped.scratch
         );
         assert_eq!(mapped.experts, None);
         let less = of(Some(mapped.total() - 1)).unwrap();
