@@ -48,12 +48,12 @@ pub fn scratch_bytes<D: Device>(device: &D, config: &Config, streamed: bool, row
     let queries = c.index_n_heads * (c.index_head_dim + 1) + heads;
     let output = c.o_groups * c.o_lora_rank + d_model;
     let index_shape = IndexShape { heads: c.index_n_heads, width: c.index_head_dim, keep: c.index_topk };
-    // The number of rows decides how a device shares out the indexer's work: one row may take more than two.
-    let selecting = [1, strip.min(32), strip].map(|n| device.index_bytes(index_shape, n)).into_iter().max();
+    // How many rows a session has decides how a device shares out the indexer's work: few may take more than many.
+    let selecting = (1..=strip).map(|n| device.index_bytes(index_shape, n)).max().unwrap_or(0);
     let entries = (c.max_position_embeddings / 128).max(c.index_topk);
     let selected = strip * (c.index_topk + 1) * 4;
     let attending = selected + device.attend_bytes(c.num_attention_heads, row_shape, strip, entries);
-    let attention = (strip * queries * 4 + attending.max(selecting.unwrap_or(0)))
+    let attention = (strip * queries * 4 + attending.max(selecting))
         .max(strip * (queries + output) * 4)
         .max(strip * compressors * 4);
     // Of several strips each takes its rows out of the input, and its output into that of all.
@@ -63,7 +63,8 @@ pub fn scratch_bytes<D: Device>(device: &D, config: &Config, streamed: bool, row
     let shared = (c.n_routed_experts + 3 * inter + d_model) * rows * 4;
     let experts = match streamed {
         false => {
-            let own = device.experts_bytes(rows, c.num_experts_per_tok, d_model, inter);
+            let own =
+                (1..=rows).map(|n| device.experts_bytes(n, c.num_experts_per_tok, d_model, inter)).max().unwrap_or(0);
             shared.max((c.n_routed_experts + 2 * inter + d_model) * rows * 4 + own)
         }
         true => {
