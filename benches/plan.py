@@ -8,7 +8,7 @@
 
 Each model is run at each context and in each memory budget. Peak memory is what the system says of a process that reads a prompt of that
 length; a snapshot's bytes are those of its files; speeds are `fathom bench`'s, predicted from what the machine gave just before each
-run, as bench tells it, so that a neighbour does not count."""
+run, and a drive during it, as bench tells, so that a neighbour does not count."""
 import argparse
 import array
 import json
@@ -137,6 +137,9 @@ class Bench:
             rates = result["roofline"]["machine"]
             then = {**machine, "read-gbps": rates["read_bytes_per_second"] / 1e9,
                     "f32-gflops": rates["f32_flops_per_second"] / 1e9, "int8-tops": rates["int8_ops_per_second"] / 1e12}
+            if result.get("experts"):
+                # A drive that others share gives now more, now less: what it gave the run.
+                then["drive"] = {**machine["drive"], "read-gbps": result["experts"]["bandwidth_bytes_per_second"] / 1e9}
             at = context if result["test"] == "prefill" else depth + result["tokens"] // 2
             point = self.plan(model, then, at, budget, chunk)
             want = point[result["test"]]
