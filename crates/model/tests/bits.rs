@@ -190,8 +190,7 @@ fn memory_is_as_planned() {
                 model.forward(&mut [Segment { state: &mut state, tokens: part, logits }]).unwrap();
             }
             assert_eq!(model.device().ledger().holding(Share::State).held, model.state_bytes(1100));
-            let scratch = model.device().ledger().holding(Share::Scratch);
-            assert!(scratch.held == 0);
+            assert!(model.device().ledger().holding(Share::Scratch).held == 0);
             // The same rows of two sessions, shared out in ways that the device may take more for.
             model.device().ledger().limit(Share::State, 3 * model.state_bytes(1100));
             for part in [1, chunk / 3, chunk / 2].into_iter().filter(|part| (1..chunk).contains(part)) {
