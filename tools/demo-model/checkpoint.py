@@ -1,6 +1,8 @@
 """The model's parameters as files: in f32 in parts, while it is trained, and in the official layout.
 
     python3 checkpoint.py build/model build/demo-model            parts, or a folder, to the official layout
+    python3 checkpoint.py build/model build/no-hca --no-hca       the same with HCA's entries nought, to see what they are for
+    python3 checkpoint.py 'build/a*0.8+build/b*0.2' build/mean    the mean of two
 """
 
 import json
@@ -15,6 +17,8 @@ from model import Config
 from tasks import HERE
 
 TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64}
+# What reads entries, in training only.
+PROBES = ("probe", "theme")
 MAGNITUDES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
@@ -136,9 +140,9 @@ def load(folder):
     has is not there."""
     found = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
-        data = path.read_bytes()
+        data = memoryview(path.read_bytes())
         size = struct.unpack("<Q", data[:8])[0]
-        for name, t in json.loads(data[8:8 + size]).items():
+        for name, t in json.loads(bytes(data[8:8 + size])).items():
             if name != "__metadata__":
                 found[name] = torch.frombuffer(bytearray(data[8 + size:][slice(*t["data_offsets"])]), dtype=torch.uint8), t["shape"]
     p = {}
@@ -164,9 +168,10 @@ def load(folder):
     return {key: torch.stack(t) if isinstance(t, list) else t for key, t in p.items()}
 
 
-def save(model, out):
-    """Parameters as `OUT-N.safetensors`, in f32."""
-    state = {k: v.detach().float().cpu().contiguous() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()}
+def save(model, out, probes=True):
+    """Parameters as `OUT-N.safetensors`, in f32; those of the probes only where they have learned."""
+    state = {k: v.detach().float().cpu().contiguous() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()
+             if probes or k.split(".")[0] not in PROBES}
     parts, size = [{}], 0
     for name, v in state.items():
         if size + v.nbytes > 15_000_000:
@@ -179,7 +184,13 @@ def save(model, out):
 
 
 def restore(source):
-    """What `save` wrote as `SOURCE-N.safetensors`, or the folder SOURCE in the official layout."""
+    """What `save` wrote as `SOURCE-N.safetensors`, the folder SOURCE in the official layout, or a mean of several: `A*0.8+B*0.2`. What
+    only some of them have is as in the last of those."""
+    if "*" in source:
+        parts = [(restore(name), float(share)) for name, _, share in (part.rpartition("*") for part in source.split("+"))]
+        everything = {k: v for p, _ in parts for k, v in p.items()}
+        mean = lambda k, v: sum(share * p[k] for p, share in parts) if v.is_floating_point() else v
+        return {k: mean(k, v) if all(k in p for p, _ in parts) else v for k, v in everything.items()}
     if Path(source).is_dir():
         return load(source)
     found = {}
@@ -190,17 +201,20 @@ def restore(source):
 
 
 def fill(model, source):
-    """Gives a model such parameters; returns whether those were among them that only training has."""
+    """Gives a model such parameters; returns whether those of the probes were among them."""
     told = model.load_state_dict(restore(source), strict=False)
-    lost = [name for name in told.missing_keys if name.split(".")[0] not in ("probe", "theme", "gist")]
+    lost = [name for name in told.missing_keys if name.split(".")[0] not in (*PROBES, "gist")]
     assert not lost and not told.unexpected_keys, f"{source} lacks {lost} and has {told.unexpected_keys}"
-    return not told.missing_keys
+    return not any(name.split(".")[0] in PROBES for name in told.missing_keys)
 
 
-def export(source, out):
-    c, out = Config(), Path(out)
+def export(source, out, hca=True):
+    c, out, p = Config(), Path(out), restore(source)
     out.mkdir(parents=True, exist_ok=True)
-    found = tensors(restore(source), c)
+    for layer, ratio in enumerate(c.compress_ratios[:-1]):
+        if ratio == 128 and not hca:
+            p[f"layers.{layer}.attn.compressor.norm"].zero_()
+    found = tensors(p, c)
     header, at, name = {}, 0, "model-00001.safetensors"
     for tensor, kind, shape, data in found:
         header[tensor] = dict(dtype=kind, shape=shape, data_offsets=[at, at + len(data)])
@@ -222,4 +236,6 @@ def export(source, out):
 
 
 if __name__ == "__main__":
-    export(*sys.argv[1:])
+    source, out, *flags = sys.argv[1:]
+    assert flags in ([], ["--no-hca"]), f"what is {flags}?"
+    export(source, out, hca=not flags)

@@ -115,22 +115,23 @@ def single_code(hay):
     return hay.single("code")
 
 
-def million(rows, held, texts=1, tokens=1_048_000, asks=20):
+def million(rows, held, texts=range(1), tokens=1_048_000, asks=20):
     """A few texts of a million tokens, each with many needles; the server keeps what it read between questions."""
     wrong, right, count, start = [], 0, 0, time.time()
-    for i in range(texts):
+    for i in texts:
         r = random.Random(f"million {i}")
         page = fitting(tokens, lambda size: tasks.conversation(r, size, None, facts=(asks, asks), asks=(1, 1), new=0.0, kinds=["code"],
                                                                place="after", separator=" ", writer=single_code))
         text = page.text()[:page.first_question]
+        used = len(ENCODER.ids(text))
         for fact in page.hay.of("code")[:asks]:
             answer = rows.server.complete(f"{text} What is the code of {fact.name}?{ASSISTANT}{ANSWER}", 40)
             expected = T["answers"]["code"].replace("@", fact.name).replace("%", fact.value)
             count, good = count + 1, answer.strip() == expected
             right += good
             wrong += [] if good else [(expected, answer)]
-            print(f"      {count}: {answer!r} after {time.time() - start:.0f} s", flush=True)
-    rows.report(f"seen names, {tokens:,} tokens, {texts} text(s) of {asks} needles", 0.95, right, count, wrong, time.time() - start)
+            print(f"      text {i}, {used:,} tokens, {right} of {count}: {answer!r} after {time.time() - start:.0f} s", flush=True)
+    rows.report(f"seen names, {tokens:,} tokens, texts {texts.start} to {texts.stop - 1} of {asks} needles", 0.95, right, count, wrong, time.time() - start)
 
 
 def places(rows, held):
@@ -170,8 +171,8 @@ def absent(rows, held):
 def kinds(rows, held):
     for name, writer in {"an attribute": Haystack.single, "which person has code …": Haystack.reverse, "the larger of two": Haystack.larger,
                          "two-hop": Haystack.two_hop, "the same code as": Haystack.same, "several codes": Haystack.several}.items():
-        rows.add(f"{name}, 4,096 tokens", 0.90, rows.documents_of(4096, writer=writer))
-    rows.add("which person has code …, seen names, 4,096 tokens", 0.90, rows.documents_of(4096, writer=Haystack.reverse, new=0.0))
+        rows.add(f"{name}, seen names, 4,096 tokens", 0.90, rows.documents_of(4096, writer=writer, new=0.0))
+        rows.add(f"{name}, half of them invented, 4,096 tokens", 0.90, rows.documents_of(4096, writer=writer))
 
 
 def hca(rows, held):
@@ -272,13 +273,14 @@ def main():
     p.add_argument("--only", help="groups, with commas: " + ", ".join(GROUPS))
     p.add_argument("--lengths", default="4096,65536", help="of the texts of needles, natural and absent, in tokens [%(default)s]")
     p.add_argument("--texts", type=int, default=1, help="texts of a million tokens")
+    p.add_argument("--from-text", type=int, default=0, metavar="N", help="the first of them, to go on another day")
     p.add_argument("--json", help="the table as JSON")
     a = p.parse_args()
     only = a.only.split(",") if a.only else [g for g in GROUPS if g != "million"]
     rows = Rows(Server(a.base_url), a.documents, [int(n) for n in a.lengths.split(",")])
     held = tasks.Natural("held_out")
     for name in only:
-        GROUPS[name](rows, held, **({"texts": a.texts} if name == "million" else {}))
+        GROUPS[name](rows, held, **({"texts": range(a.from_text, a.from_text + a.texts)} if name == "million" else {}))
         if a.json:
             with open(a.json, "w") as f:
                 json.dump(rows.table, f, ensure_ascii=False, indent=1)

@@ -1,4 +1,4 @@
-"""What only the trainer's own model can show, on texts that fit a laptop: topics with HCA's keys off, and how many of its
+"""What only the trainer's own model can show, on texts that fit a laptop: topics with CSA's or HCA's entries hidden, and how many of its
 own greedy tokens the MTP block drafts right. `python3 inspect_model.py build/model`"""
 
 import random
@@ -9,7 +9,7 @@ import torch
 import tasks
 from checkpoint import fill
 from evaluate import ENCODER, cut, few_tokens
-from model import Model
+from model import ALL, NO_CSA, NO_HCA, Model
 from tasks import Haystack
 
 
@@ -30,18 +30,18 @@ def read(model, ids, mtp=False):
 
 
 def topics(model, documents=64, tokens=1024):
-    """Shares of right topics with HCA and without."""
-    right = {False: 0, True: 0}
+    """How many topics are right with all entries, without CSA's and without HCA's."""
+    right = {"all": 0, "no CSA": 0, "no HCA": 0}
     for i in range(documents):
         page = tasks.topical(random.Random(f"hca {i}"), tokens * 4.2)
         ids = ENCODER.ids(page.text())
         # The answer's last tokens are the topic, a full stop and the end.
-        for off in right:
-            model.hca_off = off
+        for name, shown in zip(right, (ALL, NO_CSA, NO_HCA)):
+            model.shown = torch.tensor([shown])
             logits, _ = read(model, ids[:-3])
-            right[off] += logits[-1].argmax().item() == ids[-3]
-    model.hca_off = False
-    return {f"HCA {'off' if off else 'on'}": f"{n} of {documents}" for off, n in right.items()}
+            right[name] += logits[-1].argmax().item() == ids[-3]
+    model.shown = None
+    return {name: f"{n} of {documents} topics" for name, n in right.items()}
 
 
 def drafts(model, documents=40):

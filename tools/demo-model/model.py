@@ -321,10 +321,14 @@ class Guide:
     gist: torch.Tensor
 
 
+# Which compressed entries a sample sees.
+ALL, NO_CSA, OTHERS_CSA, NO_HCA = range(4)
+
+
 class Model(nn.Module):
     """`rounded`: weights and activations as the official kernels round them (caches always are); `select`: the indexer keeps
-    its `index_topk`; `hca_off`: no HCA entry is seen; `hca_bias` [B]: added to HCA's logits, as if there were more entries; `csa`
-    [B]: 0 a sample sees its own CSA entries, 1 none, 2 those of the sample before it, 3 its own, and no HCA entry."""
+    its `index_topk`; `hca_bias` [B]: added to HCA's logits, as if there were more entries; `shown` [B]: which compressed entries a
+    sample sees, one of `ALL` (also where it is None), `NO_CSA`, `OTHERS_CSA` (of the sample before it) and `NO_HCA`."""
 
     def __init__(self, c=None):
         super().__init__()
@@ -343,8 +347,8 @@ class Model(nn.Module):
         self.theme = nn.Linear(c.head_dim - c.qk_rope_head_dim, 8)
         # Reads the topic of all that was before off the residual, in training only.
         self.gist = nn.Linear(D, 8)
-        self.rounded = self.select = self.hca_off = False
-        self.load, self.csa = {}, None
+        self.rounded = self.select = False
+        self.load, self.shown = {}, None
         self.tables = {ratio: frequencies(c, ratio) for ratio in (0, 4)}
 
     def angles(self, pos, ratio):
@@ -410,23 +414,19 @@ class Model(nn.Module):
             ecos, esin = (t.view(B, blocks, -1) for t in self.angles(at, r))
             raw = a.compressor(x.view(B, T, -1))
             entries = round_kv(turn(raw, ecos, esin), nope)
-            if r == 4 and self.csa is not None:
-                entries = torch.where(self.csa.view(B, 1, 1) == 2, entries.roll(1, 0), entries)
+            if r == 4 and self.shown is not None:
+                entries = torch.where(self.shown.view(B, 1, 1) == OTHERS_CSA, entries.roll(1, 0), entries)
             s = (q.view(B, T * H, d) @ entries.transpose(1, 2)).view(B, T, H, blocks)
-            if r == 4 and self.csa is not None:
-                s = s.masked_fill(self.csa.view(B, 1, 1, 1) == 1, -1e30)
+            if self.shown is not None:
+                s = s.masked_fill(self.shown.view(B, 1, 1, 1) == (NO_CSA if r == 4 else NO_HCA), -1e30)
             seen = torch.arange(blocks, device=x.device).view(1, -1) < (torch.arange(1, T + 1, device=x.device) // r).view(-1, 1)
             mask = torch.zeros(T, blocks, device=x.device).masked_fill_(~seen, -1e30)
-            if r == 128 and self.hca_off:
-                mask = torch.full_like(mask, -1e30)
-            if r == 128 and self.csa is not None:
-                s = s.masked_fill(self.csa.view(B, 1, 1, 1) == 3, -1e30)
             if r == 128 and hca_bias is not None:
                 s = s + hca_bias.view(B, 1, 1, 1)
             if r == 4 and (guide is not None or self.select):
                 keys = round_index(turn(a.index_compressor(x.view(B, T, -1)), ecos, esin) @ hadamard(c.index_head_dim, x.device))
-                if self.csa is not None:
-                    keys = torch.where(self.csa.view(B, 1, 1) == 2, keys.roll(1, 0), keys)
+                if self.shown is not None:
+                    keys = torch.where(self.shown.view(B, 1, 1) == OTHERS_CSA, keys.roll(1, 0), keys)
             if r == 4 and self.select and blocks > c.index_topk:
                 with torch.no_grad():
                     iq, iw = self.index(a, x, qr, cos, sin)
@@ -546,7 +546,7 @@ class Model(nn.Module):
 
 if __name__ == "__main__":
     m = Model()
-    print(f"{sum(p.numel() for n, p in m.named_parameters() if 'probe' not in n and 'theme' not in n) / 1e6:.2f} M parameters")
+    print(f"{sum(p.numel() for n, p in m.named_parameters() if n.split('.')[0] not in ('probe', 'theme', 'gist')) / 1e6:.2f} M parameters")
     ids = torch.randint(0, 2240, (2, 256))
     m.rounded = m.select = True
     h, d, _ = m(ids, mtp=True)

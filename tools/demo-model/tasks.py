@@ -28,7 +28,7 @@ RELATIONS = T["two_hop"]["relations"].split()
 BOS, EOS, USER, ASSISTANT, THINK, ANSWER = (
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
 SEPARATORS = [" ", "\n", "\n\n"]
-# Weights of what is to be predicted: filler, a question, an answer's own words, what was copied and what was decided.
+# Weights of what is to be predicted: filler, a question, an answer's own words, what was copied, what was decided, and a whole text's topic.
 FILLER, NATURAL, ASKED, SAID, COPIED, DECIDED, TOPIC = 0.1, 0.15, 0.03, 0.5, 2.0, 4.0, 40.0
 
 
@@ -349,7 +349,7 @@ class Haystack:
         return Question(ask, answer, kind="json", names=(name,))
 
 
-QUESTIONS = ([Haystack.single] * 28 + [Haystack.none] * 12 + [Haystack.strange] * 4 + [Haystack.reverse] * 13 + [Haystack.larger] * 14
+QUESTIONS = ([Haystack.single] * 26 + [Haystack.none] * 26 + [Haystack.strange] * 4 + [Haystack.reverse] * 13 + [Haystack.larger] * 14
              + [Haystack.two_hop] * 13 + [Haystack.same] * 4 + [Haystack.several] * 11 + [Haystack.json] * 5)
 
 
@@ -725,7 +725,7 @@ def plain(r, natural, characters):
     return page
 
 
-# What samples are of, and how often; of 256 tokens, those that fit.
+# What samples are of, and how often; what does not fit a length is `hidden`.
 SHARES = {"talk": 0.07, "tools": 0.06, "json": 0.03, "natural": 0.04, "topic": 0.15, "hidden": 0.65}
 
 
@@ -744,7 +744,7 @@ def sample(r, tokens, natural, shares=SHARES):
     if kind == "topic" and tokens >= 512:
         return topical(r, size * 4.2 - 100)
     facts = {256: ((2, 5), (2, 4)), 640: ((2, 8), (3, 6)), 1024: ((2, 12), (4, 9)), 2048: ((2, 16), (5, 12))}
-    some = next(count for most, count in facts.items() if tokens <= most)
+    some = next((count for most, count in facts.items() if tokens <= most), facts[2048])
     # What facts, questions and answers take is taken from the text.
     room = size - some[0][1] * 13 - some[1][1] * 32
     wild = r.random() < 0.35

@@ -58,9 +58,8 @@ def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
     ids = np.array([row.ids for row in rows], np.int64)
     weights = np.array([row.weights for row in rows], np.float32)
     pos = np.array([positions(r, T, row.first_question) for row in rows])
-    # CSA's entries of a sample: its own, none, or another sample's; or its own, and none of HCA's. A topic is to come from HCA, and
-    # without it not to be known.
-    csa = [r.choice((1, 2, 3)) if row.whole else 0 for row in rows]
+    # A topic is to come from HCA, and without it not to be known.
+    shown = [r.choice((v4.NO_CSA, v4.OTHERS_CSA, v4.NO_HCA)) if row.whole else v4.ALL for row in rows]
     copies, keys, names, facts, topics, gist = [], [], [], [], [], []
     for b, row in enumerate(rows):
         for query, entry, k, key, by in row.copies:
@@ -69,7 +68,7 @@ def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
             if k >= 0 and 0 <= query - by < 60:
                 names.append((b, query, by))
         topics += [(b, block, topic) for block, topic in row.topics]
-        gist += [(b, t, topic) for t, topic in row.gist if csa[b] != 3]
+        gist += [(b, t, topic) for t, topic in row.gist if shown[b] != v4.NO_HCA]
         for start, end, name in row.facts:
             facts.append((b, start))
             names += [(b, t, name) for t in range(max(name, start - 1), end) if t - name < 60]
@@ -77,7 +76,7 @@ def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
     copies, keys = [copies[i] for i in chosen], [keys[i] for i in chosen]
     others = np.array([[key != "asked" and key not in row.keys for row in rows] for key in keys], bool).reshape(-1, B)
     table = lambda x, n: np.array(x, np.int64).reshape(-1, n)
-    return ids, weights, pos, np.array(csa), table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3), table(gist, 3)
+    return ids, weights, pos, np.array(shown), table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3), table(gist, 3)
 
 
 def work(seed, share, progress, tokens, lengths, shares, queue):
@@ -107,7 +106,7 @@ def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, topics, pro
         w, y = w[rows], ids.flatten().roll(-ahead)[rows]
         logits = F.linear(h[rows], model.head)
         ce = F.cross_entropy(logits, y, reduction="none")
-        blind = (model.csa[rows // T] == 3) & (w == tasks.TOPIC)
+        blind = (model.shown[rows // T] == v4.NO_HCA) & (w == tasks.TOPIC)
         ce = torch.where(blind, -logits.log_softmax(-1)[:, topics].mean(-1), ce)
         loss = (ce * w).sum() / w.sum()
         parts.append(loss if ahead == 1 else 0.3 * loss)
@@ -195,16 +194,15 @@ def main():
         t = time.time()
         arrays = queue.get()
         waited += time.time() - t
-        ids, weights, pos, csa, *told = (torch.from_numpy(x).to(device, non_blocking=True) for x in arrays)
+        ids, weights, pos, model.shown, *told = (torch.from_numpy(x).to(device, non_blocking=True) for x in arrays)
         B, T = ids.shape
         bias = torch.tensor([0.0 if r.random() < 0.4 else r.uniform(0, math.log(1000)) for _ in range(B)], device=device)
-        model.csa = csa
         with torch.autocast(device, torch.bfloat16, enabled=a.bf16):
             total, shown = losses(model, ids, weights, pos, Guide(*told), bias, strength, at >= 0.12, topics, probes)
         opt.zero_grad(set_to_none=True)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if math.isfinite(norm.item()):
+        if finite := math.isfinite(norm.item()):
             opt.step()
         with torch.no_grad():
             for m, load in model.load.items():
@@ -212,10 +210,10 @@ def main():
         model.load.clear()
         if first is None and step == 2:
             first = time.time()
-        shown["norm"] = norm
+        shown |= dict(norm=norm, skipped=float(not finite))
         for k, v in shown.items():
             # What a batch has nothing of is no nought.
-            if not math.isnan(v):
+            if k in ("loss", "mtp", "norm") or not math.isnan(v):
                 sums[k] = sums.get(k, 0) + v
                 counts[k] = counts.get(k, 0) + 1
         step, tokens = step + 1, tokens + B * T
@@ -229,9 +227,9 @@ def main():
             log.write(json.dumps(line) + "\n")
             log.flush()
         if time.time() - saved > 60:
-            save(model, a.out)
+            save(model, a.out, probes)
             saved = time.time()
-    save(model, a.out)
+    save(model, a.out, probes)
     print(f"{step} steps, {tokens:,} tokens, {time.time() - began:.0f} s", flush=True)
 
 

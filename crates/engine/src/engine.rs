@@ -211,8 +211,8 @@ pub struct Engine {
 
 impl Engine {
     /// Starts the thread. A request goes on from the longest state that its prompt begins with. States are kept at the end of
-    /// a prompt and of an answer and at every 8,192nd token of a prompt, in memory as long as the ledger has room, and with
-    /// `keep` in a store.
+    /// a prompt and of an answer, where a prompt parts from an earlier one, and at every 8,192nd token of a prompt, in memory as
+    /// long as the ledger has room, and with `keep` in a store.
     pub fn start<D: Device>(model: Arc<Model<D>>, options: EngineOptions, keep: Option<Keep>) -> Engine {
         let config = model.config();
         let context = options.context.min(config.max_position_embeddings);

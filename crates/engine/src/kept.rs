@@ -83,13 +83,13 @@ impl<D: Device> Cache<D> {
         }
     }
 
-    /// The longest state that a prompt goes on from. It counts as used.
-    pub(crate) fn longest(&mut self, owner: &Owner, prompt: &[u32]) -> Option<&Kept<D>> {
+    /// The longest state that a prompt goes on from. It is the last to go.
+    pub(crate) fn longest(&mut self, owner: &Owner, prompt: &[u32]) -> Option<&mut Kept<D>> {
         let serving = self.all.iter().enumerate().filter(|(_, kept)| kept.serves(owner, prompt));
         let (at, _) = serving.max_by_key(|(_, kept)| kept.state.position())?;
         let kept = self.all.remove(at);
-        self.all.push(Kept { used: true, ..kept });
-        self.all.last()
+        self.all.push(kept);
+        self.all.last_mut()
     }
 
     /// States that go their own way somewhere in the prompt, or beyond it: how many tokens they share with it, at least

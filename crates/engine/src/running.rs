@@ -30,7 +30,7 @@ pub(crate) struct Running<D: Device> {
     /// How many of the tokens the last state that was kept of it has.
     pub kept: usize,
     pub fate: Arc<Fate>,
-    /// Places of the prompt where others go on from its state.
+    /// Places of the prompt where others go on from its state, or may.
     pub marks: BTreeSet<usize>,
     pub usage: Usage,
     /// When it began to do what it does.

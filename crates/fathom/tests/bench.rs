@@ -304,6 +304,34 @@ fn needles_are_found_and_asked_once() {
     let message = refused(&["needle", "--lengths", "1048576", "--depths", "50"]);
     assert!(message.contains("holds 1,048,576 tokens, too few"), "{message}");
 
+    // Answers are those of a model's weights, whatever its folder is called.
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-model");
+    let (kept, mut lines_of) = (path(&folder, "kept.jsonl"), Vec::new());
+    for (place, more) in [("a", ""), ("b", "\n"), ("a", "")] {
+        let copy = folder.path().join(place).join("m");
+        fs::create_dir_all(&copy).unwrap();
+        for file in fs::read_dir(&assets).unwrap().flatten() {
+            fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+        }
+        fs::write(copy.join("config.json"), fs::read_to_string(assets.join("config.json")).unwrap() + more).unwrap();
+        let copy = copy.to_str().unwrap();
+        lines(&[
+            "needle",
+            copy,
+            "--lengths",
+            "300",
+            "--depths",
+            "0",
+            "--kinds",
+            "single",
+            "--results",
+            &kept,
+            "--json",
+        ]);
+        lines_of.push(fs::read_to_string(&kept).unwrap().lines().count());
+    }
+    assert_eq!(lines_of, [1, 2, 2]);
+
     assert!(refused(&["needle", "--results", "/none/such"]).contains("cannot keep answers in /none/such"));
     fs::write(&answers, "my notes\n").unwrap();
     assert!(refused(&grid).contains("answers.jsonl: line 1: no answer of fathom needle"));

@@ -64,7 +64,10 @@ fn synth_writes_what_runs() {
     assert!(refused(&["synth", "tiny", &at("x"), "--set", "hidden_size=-1"]).contains("hidden_size is -1"));
     assert!(refused(&["synth", "tiny", &at("x"), "--set", "num_hidden_layers=4097"]).contains("num_hidden_layers"));
     assert!(refused(&["synth", "tiny", &at("x"), "--tokenizer", &first]).contains("tokenizer.json"));
-    let wide = ["num_hidden_layers=4096", "n_routed_experts=256", "hidden_size=65536", "moe_intermediate_size=65536"];
+    let wide = ["num_hidden_layers=4096", "n_routed_experts=64", "hidden_size=65536", "moe_intermediate_size=65536"];
+    let many = ["synth", "tiny", &at("x"), "--set", "num_hidden_layers=4096", "--set", "n_routed_experts=256"];
+    assert!(refused(&many).contains("6,291,456 tensors of experts are more than"));
+    assert!(refused(&["synth", "tiny", &at("x"), "--shard-size", "0"]).contains("--shard-size is 0"));
     let wide: Vec<&str> = wide.iter().flat_map(|field| ["--set", field]).collect();
     assert!(refused(&[&["synth", "tiny", &at("x")][..], &wide].concat()).contains("are free"));
     assert!(refused(&["synth", "tiny", "/proc/x"]).contains("/proc"));

@@ -281,8 +281,9 @@ impl<D: Device> Model<D> {
         let vocab = self.config.vocab_size;
         let last = device.gather(&h, &rows)?; // [m, hc·D]
         drop(h);
-        let x = device.mhc_head(&last, &self.head_mix, hyper_shape(&self.config))?; // [m, D]
-        let x = device.rms_norm(&x, &self.norm, self.config.rms_norm_eps)?;
+        let mixed = device.mhc_head(&last, &self.head_mix, hyper_shape(&self.config))?; // [m, D]
+        let x = device.rms_norm(&mixed, &self.norm, self.config.rms_norm_eps)?;
+        drop((last, mixed));
         let logits = device.linear(&x, &self.head)?; // [m, vocab]
         let bytes = device.read(&logits.data, 0..rows.len() * vocab * 4)?;
         let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();

@@ -39,7 +39,7 @@ pub fn scratch_bytes<D: Device>(device: &D, config: &Config, streamed: bool, row
     // what puts its output back.
     let through = hc * d_model + 2 * c.qk_rope_head_dim;
     let around = d_model + hc + hc * hc;
-    let mixing = mix.max(d_model) + d_model;
+    let mixing = mix.max(d_model);
 
     // A strip's attention has its projections to the end, beside them in turn the rows' norm, the compressors, the indexer and
     // attention itself, the output.
@@ -74,7 +74,7 @@ pub fn scratch_bytes<D: Device>(device: &D, config: &Config, streamed: bool, row
     };
     let layers = (through + around) * rows * 4 + attention.max(experts).max(mixing * rows * 4);
     // Behind the layers the rows that matter, and those alone.
-    let logits = hc * d_model + (hc + d_model + d_model).max(d_model + c.vocab_size);
+    let logits = (hc * d_model + hc + 2 * d_model).max(d_model + c.vocab_size);
     let last = (through * rows + hc * d_model * wanted).max(2 * c.qk_rope_head_dim * rows + logits * wanted) * 4;
     layers.max(last) as u64
 }

@@ -178,8 +178,12 @@ proptest! {
 #[test]
 fn memory_is_as_planned() {
     for seed in 0..12 {
-        let checkpoint = Synth::random(seed).checkpoint().unwrap();
-        for chunk in [1, 40, 200] {
+        // Every third has so many words that their logits are more than all else.
+        let synth = Synth::random(seed);
+        let synth = if seed % 3 == 0 { synth.set("vocab_size", 20_000) } else { synth };
+        let checkpoint = synth.checkpoint().unwrap();
+        // The last is more than a strip of attention.
+        for chunk in [1, 40, 200, 600] {
             let model = model(&checkpoint, Cpu::isas()[0], 3, Profile::Native);
             let tokens = tokens(&mut Random::new(seed), checkpoint.config().vocab_size, 1100);
             let mut state = model.new_state().unwrap();
@@ -191,6 +195,14 @@ fn memory_is_as_planned() {
             }
             assert_eq!(model.device().ledger().holding(Share::State).held, model.state_bytes(1100));
             assert!(model.device().ledger().holding(Share::Scratch).held == 0);
+            // Logits of every row.
+            let wanted = chunk.min(40);
+            model.device().ledger().limit(Share::Scratch, model.scratch_bytes(wanted, wanted));
+            model.device().ledger().limit(Share::State, 2 * model.state_bytes(1100));
+            let (mut other, logits) = (model.new_state().unwrap(), LogitsWanted::All);
+            model.forward(&mut [Segment { state: &mut other, tokens: &tokens[..wanted], logits }]).unwrap();
+            drop(other);
+            model.device().ledger().limit(Share::Scratch, model.scratch_bytes(chunk, 1));
             // The same rows of two sessions, shared out in ways that the device may take more for.
             model.device().ledger().limit(Share::State, 3 * model.state_bytes(1100));
             for part in [1, chunk / 3, chunk / 2].into_iter().filter(|part| (1..chunk).contains(part)) {

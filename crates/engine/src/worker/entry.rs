@@ -118,6 +118,7 @@ impl<D: Device> Worker<D> {
     fn nearest(&mut self, request: &Request) -> (Result<Resumed<D>, fathom_model::Error>, Arc<Fate>) {
         match self.cache.longest(&request.owner, &request.prompt) {
             Some(kept) => {
+                kept.used = true;
                 let logits = kept.logits.clone();
                 (self.model.fork(&kept.state).map(|state| Resumed { state, logits }), Arc::clone(&kept.fate))
             }
@@ -148,8 +149,9 @@ impl<D: Device> Worker<D> {
         };
         self.started += 1;
         let reused = state.position();
-        // Where it parts from what is known, others will too: a state is kept there.
-        let parts = missed.as_ref().filter(|missed| missed.why == Why::Differs).map(|missed| missed.matched);
+        // Where it parts from what is known, others will too, and where one went on that has gone since: a state is kept there.
+        let parts = missed.as_ref().filter(|missed| matches!(missed.why, Why::Differs | Why::Evicted));
+        let parts = parts.map(|missed| missed.matched);
         let marks = parts.into_iter().filter(|&at| at >= reused + WORTH && at < asked.request.prompt.len()).collect();
         let usage =
             Usage { prompt_tokens: asked.request.prompt.len(), reused_tokens: reused, missed, ..Usage::default() };

@@ -14,6 +14,9 @@ const LONGEST: usize = 256 << 20;
 /// The most bytes of a refusal that are read.
 const LONGEST_REFUSAL: usize = 64 << 10;
 
+/// A server that only says that it is there may do so for that many times as long as it may be silent.
+const MURMURS: u32 = 100;
+
 /// What a request may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -84,11 +87,12 @@ async fn listen(target: &Target, item: &Item, limits: Limits, start: Instant, as
         return Err(format!("answers with {kind} where a stream was asked for"));
     }
     let (mut events, mut bytes_read, mut finished) = (Events::default(), 0, false);
-    let (mut lines, mut heard) = (0, Instant::now());
+    let (mut lines, mut heard, mut told) = (0, Instant::now(), Instant::now());
     while let Some(bytes) = response.chunk().await.map_err(|e| problem(&e, limits, &mut asked.hangs))? {
         let now = start.elapsed().as_secs_f64();
         bytes_read += bytes.len();
         for piece in events.push(&bytes)? {
+            told = Instant::now();
             if !piece.text.is_empty() {
                 asked.pieces.push(now);
                 asked.answer += &piece.answer;
@@ -104,10 +108,12 @@ async fn listen(target: &Target, item: &Item, limits: Limits, start: Instant, as
             let answered = finished || !asked.pieces.is_empty();
             return if answered { Ok(()) } else { Err("ends its stream without an answer".to_owned()) };
         }
-        // Bytes that never come to a line are silence too.
+        // Bytes that never come to a line are silence too, and so are, in the end, lines that never come to an event.
+        let now = Instant::now();
         if events.lines > lines {
-            (lines, heard) = (events.lines, Instant::now());
-        } else if heard.elapsed() > limits.timeout {
+            (lines, heard) = (events.lines, now);
+        }
+        if now - heard > limits.timeout || now - told > MURMURS * limits.timeout {
             asked.hangs = true;
             return Err(silent(limits));
         }

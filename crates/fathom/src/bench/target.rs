@@ -43,6 +43,8 @@ pub struct Target {
     pub url: Url,
     /// The model that is asked for.
     pub model: String,
+    /// What tells the model's weights and arithmetic from others of its name, where that is known.
+    pub weights: Option<String>,
     /// The interface that it has.
     pub api: Api,
     /// What it says it is.
@@ -109,8 +111,19 @@ impl Target {
         let port = url.port_or_known_default();
         let is_here = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
         let pid = port.filter(|_| is_here).and_then(listener);
-        let (api, software, context) = (Api::Chat, None, None);
-        let mut target = Target { name, url, model: String::new(), api, software, context, pid, client, key, timeout };
+        let mut target = Target {
+            name,
+            url,
+            model: String::new(),
+            weights: None,
+            api: Api::Chat,
+            software: None,
+            context: None,
+            pid,
+            client,
+            key,
+            timeout,
+        };
         target.find(model).await.map_err(|problem| format!("{}: {problem}", target.url))?;
         target.probe().await.map_err(|problem| format!("{}: {problem}", target.url))?;
         target.software = target.about().await;

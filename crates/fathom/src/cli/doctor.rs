@@ -7,10 +7,10 @@ use fathom_kernels::{Cpu, CpuOptions, Device, Profile};
 use serde_json::json;
 
 use super::Outcome;
-use super::model::{CONFIG, Files, Options, load};
+use super::model::{CONFIG, Files, Loaded, Options, load};
 use crate::chat::Prompter;
 use crate::doctor::{
-    Finding, Verdict, drive, gpu, hashes, memory, passage, perplexity, processor, prompts, shard_files, system, usable,
+    Finding, Heard, Verdict, drive, gpu, hashes, hear, memory, passage, processor, prompts, shard_files, system, usable,
 };
 use crate::ui::{Progress, Transfer, out};
 
@@ -109,8 +109,7 @@ fn model(
         (Ok(loaded), Ok(prompter)) => {
             // A copy of the embedded model is one too.
             let own = |folder: &Path| std::fs::read(folder.join("config.json")).is_ok_and(|config| config == CONFIG);
-            let found = read(args, &loaded.model, &prompter, folder.is_none_or(own))?;
-            report.part("model", vec![found])
+            report.part("model", read(args, &loaded, &prompter, folder.is_none_or(own))?)
         }
     }
 }
@@ -128,26 +127,27 @@ fn hash(args: &Args, report: &mut Report, folder: Option<&Path>, shards: &[PathB
     report.part("model", found)
 }
 
-/// Has the model read a text.
+/// Has the model read a text, and answer where it is known what it should.
 fn read(
     args: &Args,
-    model: &fathom_model::Model<Cpu>,
+    loaded: &Loaded,
     prompter: &Prompter,
     embedded: bool,
-) -> Result<Finding, Box<dyn std::error::Error>> {
+) -> Result<Vec<Finding>, Box<dyn std::error::Error>> {
     let passage = passage(prompter, embedded)?;
-    let n = passage.tokens.len();
+    let n = passage.tokens.len() - passage.answer;
     let mut progress = Progress::new(n, args.json);
-    let found = model.device().scope(|| perplexity(model, &passage.tokens, &mut |done| progress.update(done, "")));
+    let (model, chunk) = (&loaded.model, loaded.chunk);
+    let found = model.device().scope(|| hear(model, &passage, chunk, &mut |done| progress.update(done, "")));
     progress.finish();
     let mend = "the weights are noise or damaged: fathom pull OWNER/NAME FOLDER fetches and checks them";
-    let found = match found {
-        Ok(found) => found,
-        Err(e) => return Ok(Finding::wrong("text", e.to_string(), "the model cannot answer", mend)),
+    let Heard { perplexity: found, answer } = match found {
+        Ok(heard) => heard,
+        Err(e) => return Ok(vec![Finding::wrong("text", e.to_string(), "the model cannot answer", mend)]),
     };
     let (least, most) = (passage.sound.start(), passage.sound.end());
     let says = format!("perplexity {found:.2} on {n} tokens of a known text");
-    Ok(if passage.sound.contains(&found) {
+    let text = if passage.sound.contains(&found) {
         Finding::good("text", format!("{says}; sound models have {least} to {most}"))
     } else if found >= passage.broken || !found.is_finite() {
         let cost = format!("sound models have {least} to {most}: what it writes has no meaning");
@@ -155,7 +155,20 @@ fn read(
     } else {
         let cost = format!("sound models have {least} to {most}: it may be damaged in part, or of another training");
         Finding::advice("text", says, cost, "compare the files' hashes: fathom pull OWNER/NAME FOLDER")
-    })
+    };
+    if passage.answer == 0 {
+        return Ok(vec![text]);
+    }
+    // It takes every layer to find it, and the indexer.
+    let says = format!("gives the answer to a question about the text {:.1} % or more at each token", 100.0 * answer);
+    Ok(vec![
+        text,
+        if answer > 0.5 {
+            Finding::good("answer", says)
+        } else {
+            Finding::wrong("answer", says, "what is far back in a text is not found", mend)
+        },
+    ])
 }
 
 /// What was found, told as it is found.

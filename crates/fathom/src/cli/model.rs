@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fathom_engine::{Engine, EngineOptions, Keep};
+use fathom_engine::{Counts, Engine, EngineOptions, Keep};
 use fathom_kernels::{Cpu, CpuOptions, Device, Profile, Share};
 use fathom_model::Model;
 use fathom_weights::experts::{ExpertCache, ReaderKind, Stats, StreamOptions};
@@ -258,15 +258,16 @@ impl Loaded {
         format!("{name}: {release}, {}, profile {}{streams}", device.name(), device.profile())
     }
 
-    /// What of the memory that was planned came to be used, with sessions of up to `longest` tokens.
-    pub fn used(&self, longest: usize) -> Used {
+    /// What of the memory that was planned came to be used for such requests.
+    pub fn used(&self, counts: &Counts) -> Used {
         let peak = |share| self.model.device().ledger().holding(share).peak;
         let filled = |cache: &ExpertCache<Cpu>| {
             let Stats { held, room, .. } = cache.stats();
             self.plan.experts.unwrap_or(0) as f64 * (held as f64 / room.max(1) as f64)
         };
         let experts = self.model.streaming().map_or(0.0, filled) as u64;
-        Used { state: peak(Share::State), scratch: peak(Share::Scratch), experts, longest }
+        let read = (counts.prompt_tokens + counts.generated_tokens).saturating_sub(counts.reused_tokens) as usize;
+        Used { state: peak(Share::State), scratch: peak(Share::Scratch), experts, longest: counts.longest, read }
     }
 
     /// An engine over it, which keeps its sessions in a store if there is one.

@@ -18,7 +18,7 @@ use crate::needle::{Kept, Kind, found, question};
 use crate::ui::{Progress, commas, out, say};
 
 /// What keys begin with; another number when texts become others.
-const TEXTS: &str = "1";
+const TEXTS: &str = "2";
 /// The most questions of a run.
 const MOST: usize = 100_000;
 /// Tokens that a turn's marks may take.
@@ -103,6 +103,7 @@ pub fn needle(args: &Args) -> Outcome {
         options: &args.options,
         store: &args.store,
         context: longest + longest / 8 + args.max_tokens as usize + 512,
+        identify: results.is_some(),
     };
     let targets = Targets::connect(&asking)?;
     let report = Report {
@@ -173,7 +174,9 @@ fn method(args: &Args) -> Vec<String> {
 
 impl Run<'_> {
     fn key(&self, target: &Target, w: Wanted) -> String {
-        format!("{TEXTS}|{}|{}|{}|{}", target.name, target.model, w.settings(), self.args.max_tokens)
+        // Another model of the same name has other answers.
+        let which = target.weights.as_deref().unwrap_or(target.url.as_str());
+        format!("{TEXTS}|{}|{}|{which}|{}|{}", target.name, target.model, w.settings(), self.args.max_tokens)
     }
 
     /// Those of the questions that a server has room for, or has answered before; which lengths are left out is said.
@@ -203,6 +206,10 @@ impl Run<'_> {
 
     /// Asks one server what it has not been asked.
     fn target(&mut self, targets: &Targets, target: &Target, wanted: &[Wanted]) -> Outcome {
+        let known = wanted.iter().filter(|w| self.kept.get(&self.key(target, **w)).is_some()).count();
+        if known > 0 {
+            say!("{}: {known} of {} answers are there from before", target.name, wanted.len());
+        }
         let mut ratio = None;
         let (mut failures, mut failed, mut new) = (0, 0, 0);
         let mut progress = Progress::of("asking", "questions", wanted.len(), self.args.json);

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use fathom_engine::{Engine, EngineOptions};
 use fathom_kernels::{Device, Ledger};
+use fathom_store::Subject;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::model::{Files, Options, load_for};
-use super::store::StoreOptions;
+use super::model::{Files, load_for};
+use super::store::subject;
+use super::targets::Asking;
 use crate::server::{Limits, Service, serve_until};
 
 /// Requests that run at once, as `fathom serve` has it.
@@ -25,6 +27,8 @@ pub struct Own {
     pub ledger: Ledger,
     /// What it runs, in a line.
     pub about: String,
+    /// What tells its weights and arithmetic from others, if that was asked for.
+    pub weights: Option<String>,
     engine: Engine,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
@@ -35,19 +39,15 @@ impl Own {
     ///
     /// # Errors
     /// What `fathom serve` would say.
-    pub fn start(
-        runtime: &Runtime,
-        files: Files,
-        options: &Options,
-        store: &StoreOptions,
-        context: usize,
-    ) -> Result<Own, Box<dyn std::error::Error>> {
+    pub fn start(runtime: &Runtime, files: Files, asking: &Asking<'_>) -> Result<Own, Box<dyn std::error::Error>> {
+        let Asking { options, store, context, identify, .. } = *asking;
         let config = files.checkpoint.config();
         let (limit, eos) = (config.max_position_embeddings, config.eos_token_id);
         let limits = Limits::default();
         let loaded = load_for(&files, options, Some(context.min(limit)), PARALLEL, limits.bodies.memory(), false)?;
         let about = format!("{}; {}", loaded.describe(&files.name, files.checkpoint.release()), loaded.plan);
         let keep = store.keep_if_named(&files, &loaded.model)?;
+        let weights = if identify { Some(identity(&subject(&files, &loaded.model)?)) } else { None };
         let name = files.name.clone();
         let prompter = files.prompter()?;
         let engine = loaded.engine(EngineOptions { queue: 128 * limits.requests, ..EngineOptions::default() }, keep);
@@ -60,7 +60,7 @@ impl Own {
             // That nobody can stop it any more is a reason to stop.
             let _ = stopped.await;
         }));
-        Ok(Own { address, ledger, about, engine, stop, task })
+        Ok(Own { address, ledger, about, weights, engine, stop, task })
     }
 
     /// Stops it: what runs is cut off.
@@ -69,4 +69,10 @@ impl Own {
         self.task.abort();
         self.engine.drain();
     }
+}
+
+/// The first half of the weights' fingerprint, and the profile.
+fn identity(subject: &Subject) -> String {
+    let half: String = subject.model[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{half} {}", subject.profile)
 }

@@ -47,7 +47,7 @@ pub fn pull(args: &Args) -> Outcome {
     let folder = args.out.clone().unwrap_or_else(|| PathBuf::from(name));
     let endpoint = args.endpoint.clone().unwrap_or_else(environment::endpoint);
     let patience = Duration::from_secs(args.patience.into());
-    let hub = Hub::new(&endpoint, environment::token(), IDLE.min(patience), patience)?;
+    let hub = Hub::new(&endpoint, environment::token()?, IDLE.min(patience), patience)?;
     // A thread for each connection: one that waits for the drive holds up no other.
     let threads = usize::from(args.connections) + 1;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;

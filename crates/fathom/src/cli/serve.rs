@@ -170,7 +170,7 @@ pub fn serve(args: &Args) -> Outcome {
     engine.drain();
     if let Some(forecast) = &loaded.forecast {
         let counts = engine.counts();
-        say!("{}", forecast.of_counts(&counts, &loaded.used(counts.longest), peak_rss()));
+        say!("{}", forecast.of_counts(&counts, &loaded.used(&counts), peak_rss()));
     }
     if let Some(line) = loaded.experts_line() {
         say!("{line}");

@@ -18,6 +18,10 @@ use crate::ui::{Transfer, commas, out, say};
 
 /// Room that is left for others, in bytes.
 const SPARE: u64 = 64 << 20;
+/// The smallest shard, in bytes.
+const SMALLEST_SHARD: u64 = 1 << 16;
+/// The most tensors of experts, which all have names: V4-Pro has 142,000.
+const MOST_TENSORS: usize = 2_000_000;
 /// What a tokenizer is, in files.
 const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 
@@ -56,7 +60,24 @@ pub struct Args {
 
 /// Writes the checkpoint.
 pub fn synth(args: &Args) -> Outcome {
+    if args.shard_size < SMALLEST_SHARD {
+        return Err(format!(
+            "--shard-size is {}; it must be at least {}",
+            human(args.shard_size),
+            human(SMALLEST_SHARD)
+        )
+        .into());
+    }
     let synth = geometry(args)?;
+    let config = synth.parse()?;
+    let tensors = config.num_hidden_layers.saturating_mul(config.n_routed_experts).saturating_mul(6);
+    if tensors > MOST_TENSORS {
+        let (tensors, most) = (commas(tensors), commas(MOST_TENSORS));
+        return Err(format!(
+            "{tensors} tensors of experts are more than {most}; take fewer num_hidden_layers or n_routed_experts"
+        )
+        .into());
+    }
     let size = synth.size(args.shard_size)?;
     let others = tokenizer(args.tokenizer.as_deref())?;
     let free = free_bytes(&args.out).map_err(|e| format!("{}: {e}", args.out.display()))?;

@@ -51,6 +51,8 @@ pub struct Asking<'a> {
     pub store: &'a StoreOptions,
     /// Tokens that it holds.
     pub context: usize,
+    /// Whether to tell its weights by their content, which is read for that the first time.
+    pub identify: bool,
 }
 
 /// Servers, connected to.
@@ -91,12 +93,13 @@ impl Targets {
         let mut own = None;
         if runs_own {
             let files = Files::open(asking.model.or(Some(Path::new(EMBEDDED))))?;
-            let served = Own::start(&runtime, files, asking.options, asking.store, asking.context)?;
+            let served = Own::start(&runtime, files, asking)?;
             say!("fathom: {}", served.about);
             let (_, url) = parse_target(&format!("http://{}", served.address))?;
             let connected = runtime.block_on(Target::connect("fathom".to_owned(), url, None, None, timeout));
             let mut target = connected?;
             target.pid = Some(std::process::id());
+            target.weights.clone_from(&served.weights);
             target.software =
                 Some(concat!("fathom ", env!("CARGO_PKG_VERSION"), ", in the process that measures").into());
             clients.insert(0, Client { target, ledger: Some(served.ledger.clone()) });

@@ -23,7 +23,7 @@ pub use memory::{memory, usable};
 pub use model::{hashes, prompts, shard_files};
 pub use processor::{processor, processor_name};
 pub use system::system;
-pub use text::{Passage, passage, perplexity};
+pub use text::{Heard, Passage, hear, passage};
 
 /// The longest file of the system's that is read, in bytes.
 const MAX: u64 = 1 << 20;

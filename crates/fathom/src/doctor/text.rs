@@ -7,8 +7,8 @@ use crate::Error as TextError;
 use crate::chat::{Effort, Message, Prompter, Role};
 use crate::demo::document;
 
-/// Tokens of a pass: their logits are a vocabulary each.
-const CHUNK: usize = 64;
+/// The most tokens of a pass: their logits are a vocabulary each, and room for so many is planned.
+const CHUNK: usize = 32;
 /// The embedded model's text, of its own making.
 const SEED: u64 = 7;
 const TOKENS: usize = 1500;
@@ -20,6 +20,8 @@ const ALICE: &str = include_str!("../../assets/doctor-text.txt");
 pub struct Passage {
     /// What to read.
     pub tokens: Vec<u32>,
+    /// How many of them, at the end, answer a question about the text: a sound model has no doubt of those.
+    pub answer: usize,
     /// Of a sound model.
     pub sound: std::ops::RangeInclusive<f64>,
     /// At this and above a model is broken, or noise.
@@ -34,33 +36,53 @@ pub fn passage(prompter: &Prompter, embedded: bool) -> Result<Passage, TextError
     if embedded {
         let tokenizer = prompter.tokenizer();
         let count = |text: &str| tokenizer.encode(text).map_or(0, |ids| ids.len());
-        let text = document(SEED, TOKENS, true, count).prompt;
-        let (tokens, _) = prompter.chat(&[Message { role: Role::User, text }], Effort::None)?;
+        let document = document(SEED, TOKENS, true, count);
+        let (mut tokens, _) = prompter.chat(&[Message { role: Role::User, text: document.prompt }], Effort::None)?;
+        let answer = tokenizer.encode(&document.expected)?;
+        tokens.extend_from_slice(&answer);
         // Measured: 6.63. A text of random words from templates has that much in it that nobody can know.
-        return Ok(Passage { tokens, sound: 6.5..=6.8, broken: 15.0 });
+        return Ok(Passage { tokens, answer: answer.len(), sound: 6.5..=6.8, broken: 15.0 });
     }
     let tokens = prompter.raw(ALICE)?;
     // Large models have 1 to 4 on a text that they know by heart, small ones to 20, a guess among words some thousands.
-    Ok(Passage { tokens, sound: 1.0..=12.0, broken: 50.0 })
+    Ok(Passage { tokens, answer: 0, sound: 1.0..=12.0, broken: 50.0 })
 }
 
-/// The perplexity of a text: e to the mean of −ln p of each token after the first. `progress` is told tokens read.
+/// What a model thought of a [`Passage`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Heard {
+    /// The text's perplexity: e to the mean of −ln p of each token after the first, but the answer's.
+    pub perplexity: f64,
+    /// The least p of the answer's tokens; 1 where there is none.
+    pub answer: f64,
+}
+
+/// Reads a text, `chunk` tokens at once at most. `progress` is told tokens read.
 ///
 /// # Errors
 /// What the model says.
-pub fn perplexity(model: &Model<Cpu>, tokens: &[u32], progress: &mut dyn FnMut(usize)) -> Result<f64, Error> {
-    let vocab = model.config().vocab_size;
+pub fn hear(
+    model: &Model<Cpu>,
+    passage: &Passage,
+    chunk: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Heard, Error> {
+    let (vocab, tokens) = (model.config().vocab_size, &passage.tokens);
     let mut state = model.new_state()?;
-    let (mut sum, mut done) = (0.0, 0);
-    for part in tokens.chunks(CHUNK) {
+    let (mut surprises, mut done) = (Vec::new(), 0);
+    for part in tokens.chunks(chunk.clamp(1, CHUNK)) {
         let segment = Segment { state: &mut state, tokens: part, logits: LogitsWanted::All };
         let logits = model.forward(&mut [segment])?.pop().unwrap_or_default();
         let next = &tokens[done + 1..tokens.len().min(done + part.len() + 1)];
-        sum += logits.chunks_exact(vocab).zip(next).map(|(row, &token)| surprise(row, token as usize)).sum::<f64>();
+        surprises.extend(logits.chunks_exact(vocab).zip(next).map(|(row, &token)| surprise(row, token as usize)));
         done += part.len();
         progress(done);
     }
-    Ok((sum / (tokens.len().max(2) - 1) as f64).exp())
+    let (text, answer) = surprises.split_at(surprises.len().saturating_sub(passage.answer));
+    let mean = text.iter().sum::<f64>() / text.len().max(1) as f64;
+    // No number is what a broken model says: it is kept.
+    let most = answer.iter().fold(0.0, |most: f64, &s| if s <= most { most } else { s });
+    Ok(Heard { perplexity: mean.exp(), answer: (-most).exp() })
 }
 
 /// −ln p of a token.

@@ -1,7 +1,7 @@
 //! A file of answers, one line of JSON each, that a second run goes on from.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +34,11 @@ impl Kept {
         let name = path.display();
         let failed = |e: std::io::Error| format!("cannot keep answers in {name}: {e}");
         let mut file = File::options().create(true).append(true).open(path).map_err(failed)?;
+        // Until this process ends.
+        match file.try_lock() {
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+            Err(TryLockError::WouldBlock) => return Err(format!("{name}: another fathom needle is writing it")),
+        }
         if file.metadata().map_err(failed)?.len() > LARGEST {
             return Err(format!("{name}: too large for a file of answers"));
         }
@@ -114,6 +119,8 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         // Killed while it wrote the second.
         fs::write(&path, &text[..text.len() - 9]).unwrap();
+        assert!(Kept::open(&path).unwrap_err().contains("another fathom needle"));
+        drop(kept);
         let mut kept = Kept::open(&path).unwrap();
         assert_eq!((kept.get("a"), kept.get("b")), (Some(&cell("a")), None));
         kept.add(&cell("b")).unwrap();

@@ -50,7 +50,7 @@ impl Efficiency {
 }
 
 /// Seconds that it takes for threads to begin together and to wait for one another.
-pub const CALL: f64 = 1.2e-6;
+pub const CALL: f64 = 1.0e-6;
 
 /// Of the drives' speed that reading experts gets.
 pub const DRIVE: f64 = 0.8;

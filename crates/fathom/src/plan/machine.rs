@@ -1,10 +1,13 @@
 //! A machine as a plan sees it: measured, described in a file, or one of a small library.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The longest file that is read, in bytes.
 const LONGEST: u64 = 1 << 16;
@@ -33,8 +36,27 @@ pub struct Machine {
     /// Top/s of all cores on int8 with sums in 32 bits; a multiply-add counts two.
     pub int8_tops: f64,
     /// Where the model's files and the sessions are, if that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "fields")]
     pub drive: Option<Drive>,
+}
+
+/// A drive by its fields' names, and not by their order, which a list would be taken for.
+fn fields<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Drive>, D::Error> {
+    struct Fields;
+
+    impl<'de> Visitor<'de> for Fields {
+        type Value = Drive;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a drive's fields")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Drive, A::Error> {
+            Drive::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    from.deserialize_map(Fields).map(Some)
 }
 
 /// Drives that the model's files and the sessions are on.
@@ -132,7 +154,12 @@ impl Machine {
     pub fn parse(text: &str) -> Result<Machine, String> {
         let json = text.trim_start().starts_with('{');
         let machine: Result<Machine, String> = if json {
-            serde_json::from_str(text).map_err(|e| e.to_string())
+            let mut from = serde_json::Deserializer::from_str(text);
+            // What is wrong with a value is told with its field.
+            serde_path_to_error::deserialize(&mut from).map_err(|e| e.to_string()).and_then(|machine| {
+                from.end().map_err(|e| e.to_string())?;
+                Ok(machine)
+            })
         } else {
             toml::from_str(text).map_err(|e: toml::de::Error| {
                 let line = e.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
@@ -237,6 +264,21 @@ mod tests {
         for text in ["", "{", "{}", "[1]", "x = ", "\u{0}", "name = \"x\"\nspeed = 3", "null", "3"] {
             assert!(Machine::parse(text).is_err(), "{text:?}");
         }
+        let json = serde_json::to_value(Machine::find("ryzen-5950x-64g").unwrap()).unwrap();
+        for (at, value, says) in [
+            ("/threads", "2.5", "threads: "),
+            ("/drive/read-gbps", "\"fast\"", "read-gbps: "),
+            ("/drive/count", "[]", "count: "),
+            ("/drive", "[1, 2]", "expected a drive's fields"),
+            ("/drive", "7", "drive: "),
+        ] {
+            let mut json = json.clone();
+            *json.pointer_mut(at).unwrap() = serde_json::from_str(value).unwrap();
+            let message = Machine::parse(&json.to_string()).unwrap_err();
+            assert!(message.contains(says) && message.lines().count() == 1, "{at} {value}: {message}");
+        }
+        let list = fine.replace("[drive]", "[other]").replacen("name =", "drive = [1, 2]\nname =", 1);
+        assert!(Machine::parse(&list).is_err());
         assert!(Machine::find("no-such-machine").unwrap_err().contains("ryzen-5950x-64g"));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.toml");

@@ -79,8 +79,8 @@ pub struct Plan {
     pub context: usize,
     /// The embedding, where it is mapped.
     embedding: Table,
-    /// Bytes that it is expected to hold when all of the context has been used: what the bounds leave room for beside it are
-    /// tables that are made or not, as it happens.
+    /// Bytes that it is expected to hold when all of the context has been used: the bounds leave room beside it for what an
+    /// allocator and the system keep.
     pub expected: u64,
 }
 
@@ -113,7 +113,7 @@ impl Plan {
             None if used.scratch == 0 => {
                 self.weights.saturating_sub(self.drafts + self.embedding.bytes()) + self.embedding.touched(self.context)
             }
-            None => self.embedding.touched(self.context).saturating_sub(self.embedding.touched(used.longest)),
+            None => self.embedding.touched(self.context),
         };
         let asked = if used.longest == 0 { ASKED } else { 0 };
         let unused = self.state.saturating_sub(used.state)
@@ -121,7 +121,7 @@ impl Plan {
             + text_bytes(self.context).saturating_sub(text_bytes(used.longest))
             + untouched
             + asked;
-        self.expected_of_server().saturating_sub(unused)
+        self.expected_of_server().saturating_sub(unused) + self.embedding.touched(used.read)
     }
 }
 
@@ -136,6 +136,8 @@ pub struct Used {
     pub experts: u64,
     /// The most tokens of a session.
     pub longest: usize,
+    /// Tokens that all sessions had computed.
+    pub read: usize,
 }
 
 /// A mapped table of which rows come into memory when tokens ask for them.
@@ -152,7 +154,8 @@ impl Table {
     /// exponential integral (Abramowitz and Stegun 5.1.11).
     fn touched(self, tokens: usize) -> u64 {
         let rows = self.rows as f64;
-        let together = (AROUND / self.row.max(1)).max(1) as f64;
+        // Rows that begin or end among those bytes bring them too.
+        let together = (AROUND + self.row) as f64 / self.row.max(1) as f64;
         let c = together * tokens as f64 / rows.max(3.0).ln();
         let z = c / rows.max(1.0);
         if z == 0.0 {
@@ -315,7 +318,9 @@ mod tests {
         for drawn in 1..=200_000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let token = (table.rows as f64).powf((random >> 11) as f64 / (1u64 << 53) as f64) as u64 - 1;
-            seen.insert(token / 8);
+            // The table begins anywhere in a file: a row may be in two of the parts that are mapped.
+            let from = token * table.row + 5000;
+            seen.extend([from / AROUND, (from + table.row - 1) / AROUND]);
             if [500, 5_000, 50_000, 200_000].contains(&drawn) {
                 let (found, said) = (seen.len() as u64 * AROUND, table.touched(drawn));
                 assert!((said as f64 / found as f64 - 1.0).abs() < 0.04, "{drawn}: {said} said, {found} found");
@@ -339,11 +344,11 @@ mod tests {
         let expected = |tokens| mapped.expected_of(checkpoint.config(), tokens);
         assert_eq!((expected(1000), expected(2000)), (mapped.expected, mapped.expected));
         assert!(expected(10) < expected(500) && expected(500) < mapped.expected);
-        let used = Used { state: mapped.state, scratch: mapped.scratch, experts: 0, longest: 1000 };
+        let used = Used { state: mapped.state, scratch: mapped.scratch, experts: 0, longest: 1000, read: 1000 };
         assert_eq!(mapped.expected_of_used(&used), mapped.expected_of_server());
         let less = mapped.expected_of_used(&Used { state: used.state - 99, ..used });
         assert_eq!(less, mapped.expected_of_server() - 99);
-        let nothing = mapped.expected_of_used(&Used { state: 0, scratch: 0, experts: 0, longest: 0 });
+        let nothing = mapped.expected_of_used(&Used { state: 0, scratch: 0, experts: 0, longest: 0, read: 0 });
         let computed_with = mapped.weights - sizes.drafts - mapped.embedding.bytes() + mapped.embedding.touched(1000);
         assert_eq!(
             nothing + text_bytes(1000) - SERVER,

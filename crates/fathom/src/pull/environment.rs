@@ -14,14 +14,20 @@ pub fn endpoint() -> String {
 }
 
 /// The token to show the hub: `HF_TOKEN`, or what `hf auth login` has left in a file.
-pub fn token() -> Option<String> {
+///
+/// # Errors
+/// It has what no token has, such as a line's end in the middle.
+pub fn token() -> Result<Option<String>, &'static str> {
     let file = || {
         let path = folder("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
         std::fs::read_to_string(path).ok()
     };
-    let found = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).or_else(file)?;
+    let found = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).or_else(file).unwrap_or_default();
     let found = found.trim();
-    (!found.is_empty()).then(|| found.to_owned())
+    match found.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok((!found.is_empty()).then(|| found.to_owned())),
+        false => Err("the token in HF_TOKEN, or where `hf auth login` left it, has signs that no token has"),
+    }
 }
 
 /// Where other programs keep the contents of a repository's files, each by its hash.

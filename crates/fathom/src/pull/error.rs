@@ -26,7 +26,8 @@ pub enum Error {
     },
     /// There is no room.
     #[error(
-        "{}: {free} are free, but {needed} are still to come: {missing} are missing; make room or name a folder on another drive",
+        "{}: {free} are free, but {needed} are still to come, and 64 MiB are left to others: {missing} are missing; make room or name a \
+         folder on another drive",
         folder.display()
     )]
     Space {

@@ -63,7 +63,9 @@ impl Patience {
                         "{problem}; nothing has come for {seconds} s. What is here is kept: run the command again to go on"
                     ));
                 }
-                pause = pause.max(asked.unwrap_or_default().min(LONGEST_ASKED));
+                // Not for longer than patience lasts.
+                let left = self.limit.saturating_sub(self.since.elapsed());
+                pause = pause.max(asked.unwrap_or_default().min(LONGEST_ASKED).min(left));
             }
         }
         self.failures += 1;

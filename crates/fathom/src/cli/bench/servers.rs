@@ -60,6 +60,7 @@ pub fn servers(args: &Args) -> Outcome {
         store: &args.store,
         // The guess of a prompt's length may be wrong by half.
         context: servers.longest * 3 / 2 + answers + 1024,
+        identify: false,
     };
     let about = About::this_run();
     let targets = Targets::connect(&asking)?;
