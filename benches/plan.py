@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 MIB = 1 << 20
-# Of what a drive gives to large reads, as plan takes it, that reading experts gets.
+# Of what a drive gives to large reads, that reading experts is taken to get: `DRIVE` of crates/fathom/src/plan/efficiency.rs.
 EXPERTS = 0.8
 # What is asked of the predictions, in per cent.
 ASKED = {"peak memory": 5, "snapshot": 2, "decode": 20, "prefill": 25}
@@ -128,8 +128,8 @@ class Bench:
         return [self.args.fathom, "score", model.at, "--tokens", str(file), "--output", str(place / "logits"), "--no-counts"]
 
     def speeds(self, model, context, budget):
-        """A prompt's last chunk, and an answer behind all that is before it. Of several tries the middle one counts: that of which as
-        many were further above the prediction as below it."""
+        """A prompt's last chunk, and an answer behind all that is before it. Of several tries that counts whose
+        predicted ÷ measured is the median."""
         tries = sorted((t for _ in range(self.args.tries) for t in self.speed(model, context, budget)), key=lambda t: t[1] / t[2])
         for test in ("prefill", "decode"):
             of = [t for t in tries if t[0] == test]
@@ -149,7 +149,7 @@ class Bench:
                     "f32-gflops": rates["f32_flops_per_second"] / 1e9, "int8-tops": rates["int8_ops_per_second"] / 1e12}
             if result.get("experts") and not a.drive:
                 # A drive that others share gives now more, now less: what it gave the run, of which experts get their part.
-                gave = result["experts"]["bandwidth_bytes_per_second"] / EXPERTS
+                gave = result["experts"]["bandwidth_bytes_per_second"] / EXPERTS / machine["drive"].get("count", 1)
                 then["drive"] = {**machine["drive"], "read-gbps": gave / 1e9}
             at = context if result["test"] == "prefill" else depth + result["tokens"] // 2
             point = self.plan(model, then, at, budget, chunk)
@@ -198,6 +198,8 @@ def main():
     for name, usual, quick in [("contexts", [2048, 8192, 32768], [1024, 2048, 4096]), ("chunk", 512, 256), ("decode", 32, 8), ("runs", 3, 1)]:
         if getattr(a, name) is None:
             setattr(a, name, quick if a.quick else usual)
+    if a.tries < 1:
+        sys.exit("--tries must be at least 1")
     if min(a.contexts) <= a.chunk:
         sys.exit(f"contexts must be longer than the {a.chunk} tokens of --chunk")
     bench = Bench(a)

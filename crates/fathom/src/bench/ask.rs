@@ -113,9 +113,16 @@ async fn listen(target: &Target, item: &Item, limits: Limits, start: Instant, as
         if events.lines > lines {
             (lines, heard) = (events.lines, now);
         }
-        if now - heard > limits.timeout || now - told > MURMURS * limits.timeout {
+        if now - heard > limits.timeout {
             asked.hangs = true;
             return Err(silent(limits));
+        }
+        if now - told > MURMURS * limits.timeout {
+            asked.hangs = true;
+            return Err(format!(
+                "says only that it is there, for {} s ({MURMURS} × --timeout)",
+                (now - told).as_secs()
+            ));
         }
     }
     if finished { Ok(()) } else { Err("ends its stream in the middle of an answer".to_owned()) }

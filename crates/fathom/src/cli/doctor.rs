@@ -136,7 +136,7 @@ fn read(
 ) -> Result<Vec<Finding>, Box<dyn std::error::Error>> {
     let passage = passage(prompter, embedded)?;
     let n = passage.tokens.len() - passage.answer;
-    let mut progress = Progress::new(n, args.json);
+    let mut progress = Progress::new(passage.tokens.len(), args.json);
     let (model, chunk) = (&loaded.model, loaded.chunk);
     let found = model.device().scope(|| hear(model, &passage, chunk, &mut |done| progress.update(done, "")));
     progress.finish();
@@ -159,7 +159,7 @@ fn read(
     if passage.answer == 0 {
         return Ok(vec![text]);
     }
-    // It takes every layer to find it, and the indexer.
+    // It takes CSA to find it, and CSA's indexer.
     let says = format!("gives the answer to a question about the text {:.1} % or more at each token", 100.0 * answer);
     Ok(vec![
         text,

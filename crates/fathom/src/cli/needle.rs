@@ -18,7 +18,7 @@ use crate::needle::{Kept, Kind, found, question};
 use crate::ui::{Progress, commas, out, say};
 
 /// What keys begin with; another number when texts become others.
-const TEXTS: &str = "2";
+const TEXTS: &str = "1";
 /// The most questions of a run.
 const MOST: usize = 100_000;
 /// Tokens that a turn's marks may take.

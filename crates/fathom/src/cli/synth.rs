@@ -20,7 +20,7 @@ use crate::ui::{Transfer, commas, out, say};
 const SPARE: u64 = 64 << 20;
 /// The smallest shard, in bytes.
 const SMALLEST_SHARD: u64 = 1 << 16;
-/// The most tensors of experts, which all have names: V4-Pro has 142,000.
+/// The most tensors of experts, each of which takes a name and a place: V4-Pro has 140,544.
 const MOST_TENSORS: usize = 2_000_000;
 /// What a tokenizer is, in files.
 const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];

@@ -34,7 +34,7 @@ impl Kept {
         let name = path.display();
         let failed = |e: std::io::Error| format!("cannot keep answers in {name}: {e}");
         let mut file = File::options().create(true).append(true).open(path).map_err(failed)?;
-        // Until this process ends.
+        // As long as this is there; where a file system has no locks, without.
         match file.try_lock() {
             Ok(()) | Err(TryLockError::Error(_)) => {}
             Err(TryLockError::WouldBlock) => return Err(format!("{name}: another fathom needle is writing it")),

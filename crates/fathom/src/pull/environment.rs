@@ -26,7 +26,9 @@ pub fn token() -> Result<Option<String>, &'static str> {
     let found = found.trim();
     match found.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok((!found.is_empty()).then(|| found.to_owned())),
-        false => Err("the token in HF_TOKEN, or where `hf auth login` left it, has signs that no token has"),
+        false => Err(
+            "the token in HF_TOKEN, or where `hf auth login` left it, has spaces or other characters that no token has",
+        ),
     }
 }
 

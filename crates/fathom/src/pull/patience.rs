@@ -65,7 +65,7 @@ impl Patience {
                 }
                 // Not for longer than patience lasts.
                 let left = self.limit.saturating_sub(self.since.elapsed());
-                pause = pause.max(asked.unwrap_or_default().min(LONGEST_ASKED).min(left));
+                pause = pause.max(asked.unwrap_or_default().min(LONGEST_ASKED)).min(left);
             }
         }
         self.failures += 1;
