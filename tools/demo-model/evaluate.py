@@ -211,7 +211,7 @@ def tools(rows, held):
 
 
 def json_answers(rows, held):
-    right, count, wrong, start = 0, 0, [], time.time()
+    formed, right, count, bad, wrong, start = 0, 0, 0, [], [], time.time()
     for i in range(rows.documents):
         r = random.Random(f"json {i}")
         page = tasks.conversation(r, 1500, writer=Haystack.json, facts=(2, 6), asks=(1, 1), place="after")
@@ -219,12 +219,15 @@ def json_answers(rows, held):
         content = prompt[prompt.index(USER) + len(USER):-len(ASSISTANT + ANSWER)]
         answer = rows.server.chat([{"role": "user", "content": content}])["content"]
         try:
-            good = json.loads(answer) == json.loads(expected)
+            made = json.loads(answer)
         except ValueError:
-            good = False
-        count, right = count + 1, right + good
+            made = None
+        good = made == json.loads(expected)
+        count, formed, right = count + 1, formed + isinstance(made, dict), right + good
+        bad += [] if isinstance(made, dict) else [(expected, answer)]
         wrong += [] if good else [(expected, answer)]
-    rows.report("a JSON answer, well-formed and right", 0.95, right, count, wrong, time.time() - start)
+    rows.report("a JSON answer, well-formed", 0.95, formed, count, bad, time.time() - start)
+    rows.report("a JSON answer, right", 0.90, right, count, wrong, 0)
 
 
 def talk(rows, held):
