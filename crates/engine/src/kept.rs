@@ -27,8 +27,8 @@ pub(crate) struct Kept<D: Device> {
     pub logits: Vec<f32>,
     /// Whether it is what a request came to, and not a place on the way.
     pub end: bool,
-    /// Whether a request went on from it, or two have it in common. Of places on the way the others go first: nobody may ever ask for
-    /// them.
+    /// Whether a request went on from it, two have it in common, or it is read again after it had to go. Of places on the way the
+    /// others go first: nobody may ever ask for them.
     pub used: bool,
     /// Whether it is where its session is now: a name that is stored with another would bring the past back.
     pub head: bool,

@@ -194,7 +194,11 @@ fn memory_is_as_planned() {
                 model.forward(&mut [Segment { state: &mut state, tokens: part, logits }]).unwrap();
             }
             assert_eq!(model.device().ledger().holding(Share::State).held, model.state_bytes(1100));
-            assert!(model.device().ledger().holding(Share::Scratch).held == 0);
+            let scratch = model.device().ledger().holding(Share::Scratch);
+            assert!(scratch.held == 0);
+            // Of so small a model passes with few rows may take more than twice what long chunks do, and are planned for.
+            let planned = model.scratch_bytes(chunk, 1);
+            assert!(chunk < 200 || scratch.peak * 3 > planned, "{} of {planned}", scratch.peak);
             // Logits of every row.
             let wanted = chunk.min(40);
             model.device().ledger().limit(Share::Scratch, model.scratch_bytes(wanted, wanted));

@@ -110,16 +110,15 @@ impl Plan {
         let untouched = match self.experts {
             Some(experts) => experts.saturating_sub(used.experts),
             // Mapped weights come when they are computed with.
-            None if used.scratch == 0 => {
-                self.weights.saturating_sub(self.drafts + self.embedding.bytes()) + self.embedding.touched(self.context)
-            }
-            None => self.embedding.touched(self.context),
+            None if used.scratch == 0 => self.weights.saturating_sub(self.drafts + self.embedding.bytes()),
+            None => 0,
         };
         let asked = if used.longest == 0 { ASKED } else { 0 };
         let unused = self.state.saturating_sub(used.state)
             + self.scratch.saturating_sub(used.scratch)
             + text_bytes(self.context).saturating_sub(text_bytes(used.longest))
             + untouched
+            + self.embedding.touched(self.context)
             + asked;
         self.expected_of_server().saturating_sub(unused) + self.embedding.touched(used.read)
     }

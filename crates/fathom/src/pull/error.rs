@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use fathom_kernels::human;
+
+use super::folder::SPARE;
+
 /// Errors of pulling a repository.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -26,9 +30,9 @@ pub enum Error {
     },
     /// There is no room.
     #[error(
-        "{}: {free} are free, but {needed} are still to come, and 64 MiB are left to others: {missing} are missing; make room or name a \
+        "{}: {free} are free, but {needed} are still to come, and {} are left to others: {missing} are missing; make room or name a \
          folder on another drive",
-        folder.display()
+        folder.display(), human(SPARE)
     )]
     Space {
         /// The folder that was to hold the files.

@@ -14,7 +14,7 @@ use super::{Error, Manifest, Pulled, Remote, environment};
 use crate::drive::free_bytes;
 
 /// Room that is left for others, in bytes.
-const SPARE: u64 = 64 << 20;
+pub(super) const SPARE: u64 = 64 << 20;
 
 pub(super) struct Folder {
     path: PathBuf,
