@@ -188,7 +188,7 @@ class Question:
 class Haystack:
     """Facts about people, and questions for them."""
 
-    def __init__(self, r, count, new=0.45, near=0.5, kinds=None, held_out=False, fits=None):
+    def __init__(self, r, count, new=0.45, near=0.5, alike=0.0, kinds=None, held_out=False, fits=None):
         self.r, self.held_out = r, held_out
         kinds = kinds or ["code"] * 5 + ["city", "colour", "instrument"]
         names = []
@@ -209,6 +209,10 @@ class Haystack:
                     value = list(r.choice(codes))
                     value[r.randrange(5)] = str(r.randrange(10))
                     value = "".join(value)
+                # What makes the larger of two hard: codes that begin as another does.
+                elif codes and alike and r.random() < alike:
+                    cut = r.choice((1, 1, 2, 2, 3))
+                    value = r.choice(codes)[:cut] + value[cut:]
                 while value in codes:
                     value = code(r)
                 codes.append(value)
@@ -349,7 +353,7 @@ class Haystack:
         return Question(ask, answer, kind="json", names=(name,))
 
 
-QUESTIONS = ([Haystack.single] * 26 + [Haystack.none] * 26 + [Haystack.strange] * 4 + [Haystack.reverse] * 13 + [Haystack.larger] * 14
+QUESTIONS = ([Haystack.single] * 26 + [Haystack.none] * 26 + [Haystack.strange] * 4 + [Haystack.reverse] * 13 + [Haystack.larger] * 16
              + [Haystack.two_hop] * 13 + [Haystack.same] * 4 + [Haystack.several] * 11 + [Haystack.json] * 5)
 
 
@@ -432,14 +436,17 @@ def answer_now(page, think, kind, attribute="", name=""):
     page.put(ANSWER, SAID if think else 0.0)
 
 
-def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=None, writer=None, new=0.45, kinds=None,
-                 held_out=False, separator=None, fits=None):
+def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=None, writer=None, new=0.45, alike=0.0,
+                 kinds=None, held_out=False, separator=None, fits=None):
     """A text with questions: after it, before it, or in a turn of their own. `characters` is the text's length."""
     page = Page()
-    hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), new, kinds=kinds, held_out=held_out, fits=fits)
+    hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), new, alike=alike, kinds=kinds, held_out=held_out, fits=fits)
     asked = [(writer or r.choice(QUESTIONS))(hay) for _ in range(r.randrange(asks[0], asks[1] + 1))]
-    facts = hay.facts + hay.links
     place = place or r.choices(["after", "turn", "before"], (68, 17, 15))[0]
+    # Several names that are far away from their answer are the hardest to repeat.
+    if place == "before" and not writer and r.random() < 0.6:
+        asked[0] = r.choice((Haystack.larger, Haystack.several, Haystack.several, Haystack.two_hop))(hay)
+    facts = hay.facts + hay.links
     think = r.random() < 0.1
     begin(page, r, think)
     first = asked[0]
@@ -748,7 +755,8 @@ def sample(r, tokens, natural, shares=SHARES):
     # What facts, questions and answers take is taken from the text.
     room = size - some[0][1] * 13 - some[1][1] * 32
     wild = r.random() < 0.35
-    return conversation(r, int(max(60, room) * (2.7 if wild else 3.9) * r.uniform(0.6, 1.0)), natural if wild else None, *some)
+    return conversation(r, int(max(60, room) * (2.7 if wild else 3.9) * r.uniform(0.6, 1.0)), natural if wild else None, *some,
+                        place=r.choices(["after", "turn", "before"], (54, 14, 32))[0], alike=0.2)
 
 
 class Encoder:
