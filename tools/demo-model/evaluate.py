@@ -115,12 +115,13 @@ def single_code(hay):
     return hay.single("code")
 
 
-def million(rows, held, texts=range(1), tokens=1_048_000, asks=20):
-    """A few texts of a million tokens, each with many needles; the server keeps what it read between questions."""
+def million(rows, held, texts=range(1), asks=20, tokens=1_048_000, needles=20):
+    """A few texts of a million tokens, each with many needles, `asks` of which are asked for; the server keeps what it read between
+    questions."""
     wrong, right, count, start = [], 0, 0, time.time()
     for i in texts:
         r = random.Random(f"million {i}")
-        page = fitting(tokens, lambda size: tasks.conversation(r, size, None, facts=(asks, asks), asks=(1, 1), new=0.0, kinds=["code"],
+        page = fitting(tokens, lambda size: tasks.conversation(r, size, None, facts=(needles, needles), asks=(1, 1), new=0.0, kinds=["code"],
                                                                place="after", separator=" ", writer=single_code))
         text = page.text()[:page.first_question]
         used = len(ENCODER.ids(text))
@@ -131,7 +132,7 @@ def million(rows, held, texts=range(1), tokens=1_048_000, asks=20):
             right += good
             wrong += [] if good else [(expected, answer)]
             print(f"      text {i}, {used:,} tokens, {right} of {count}: {answer!r} after {time.time() - start:.0f} s", flush=True)
-    rows.report(f"seen names, {tokens:,} tokens, texts {texts.start} to {texts.stop - 1} of {asks} needles", 0.95, right, count, wrong, time.time() - start)
+    rows.report(f"seen names, {tokens:,} tokens, texts {texts.start} to {texts.stop - 1}, {asks} needles of each", 0.95, right, count, wrong, time.time() - start)
 
 
 def places(rows, held):
@@ -277,13 +278,14 @@ def main():
     p.add_argument("--lengths", default="4096,65536", help="of the texts of needles, natural and absent, in tokens [%(default)s]")
     p.add_argument("--texts", type=int, default=1, help="texts of a million tokens")
     p.add_argument("--from-text", type=int, default=0, metavar="N", help="the first of them, to go on another day")
+    p.add_argument("--asks", type=int, default=20, help="how many of the 20 needles of each to ask for")
     p.add_argument("--json", help="the table as JSON")
     a = p.parse_args()
     only = a.only.split(",") if a.only else [g for g in GROUPS if g != "million"]
     rows = Rows(Server(a.base_url), a.documents, [int(n) for n in a.lengths.split(",")])
     held = tasks.Natural("held_out")
     for name in only:
-        GROUPS[name](rows, held, **({"texts": range(a.from_text, a.from_text + a.texts)} if name == "million" else {}))
+        GROUPS[name](rows, held, **({"texts": range(a.from_text, a.from_text + a.texts), "asks": a.asks} if name == "million" else {}))
         if a.json:
             with open(a.json, "w") as f:
                 json.dump(rows.table, f, ensure_ascii=False, indent=1)
