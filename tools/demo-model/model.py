@@ -455,9 +455,12 @@ class Model(nn.Module):
         c = self.c
         T, W = x.size(0) // B, c.sliding_window
         if a.ratio == 128 and len(guide.gist):
-            # The topic comes from HCA: its last two heads look at all entries.
+            # The topic comes from HCA: its last two heads look at all entries, and at each as much.
             b, t, _ = guide.gist.T
-            aux["whole"] = aux.get("whole", 0) - p[b, t, 2:, 2 * W:-1].sum(-1).clamp_min(1e-6).log().mean()
+            mass, entries = p[b, t, 2:, 2 * W:-1], ((t + 1) // 128).view(-1, 1, 1)
+            seen = torch.arange(mass.size(-1), device=t.device) < entries
+            even = torch.where(seen, (mass * entries).clamp_min(1e-6).log(), 0.0).sum(-1) / entries.squeeze(-1)
+            aux["whole"] = aux.get("whole", 0) - even.mean()
         if a.ratio != 4:
             if len(guide.names) and a is not self.layers[-1].attn:
                 b, t, name = guide.names.T
@@ -484,7 +487,7 @@ class Model(nn.Module):
         # Only entries that are complete can be looked at.
         fits = entry < ((t + 1) // 4).clamp(max=blocks)
         b, t, entry, k, others = b[fits], t[fits], entry[fits], k[fits], guide.others[fits]
-        heavy = torch.where(k == 0, 2.0, torch.where(k < 0, 0.7, 0.7))
+        heavy = torch.where(k == 0, 2.0, 0.7)
         heavy = heavy / heavy.mean()
         mass = p[b, t][..., 2 * W:][torch.arange(len(b), device=b.device), :, entry]
         aux["guide"] = -(heavy.unsqueeze(-1) * mass[:, :2].clamp_min(1e-6).log()).mean()

@@ -85,6 +85,9 @@ def natural():
                 if size > most:
                     break
         print(f"{kind}: {size:,} characters")
+    # Packages share texts.
+    kept = {part: [list(text) for text in dict.fromkeys(map(tuple, texts))] for part, texts in kept.items()}
+    kept["held_out"] = [text for text in kept["held_out"] if text not in kept["train"]]
     return kept
 
 

@@ -5,9 +5,11 @@ from, and what they were found by. `encode` turns characters into tokens. Evalua
 """
 
 import bisect
+import functools
 import json
 import random
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,12 +79,32 @@ def code(r):
     return f"{r.randrange(100_000):05d}"
 
 
-def invented(r):
-    """A name that nobody has: syllables, and at times letters that end them."""
-    if r.random() < 0.6:
-        return "".join(r.choice(SYLLABLES) for _ in range(r.choice((2, 2, 3)))).capitalize()
-    part = lambda: r.choice(T["onsets"]) + r.choice("aeiou") + r.choice(T["codas"])
-    return "".join(part() for _ in range(r.choice((1, 2, 2)))).capitalize()
+def kept_back(name):
+    """Whether a name is one of the tenth that training never has."""
+    return zlib.crc32(name.lower().encode()) % 10 == 0
+
+
+@functools.cache
+def words():
+    """Words of natural text, as names."""
+    texts = json.loads((HERE / "build/natural.json").read_text())["train"]
+    found = {word.capitalize() for _, text in texts for word in re.findall(r"\b[a-z]{4,9}\b", text)}
+    return sorted(found - set(NAMES) - {value.capitalize() for values in VALUES.values() for value in values})
+
+
+def invented(r, unseen=False, of_words=None):
+    """A name that nobody has: syllables, at times letters that end them, or a word. `unseen`: of those that are kept back."""
+    while True:
+        x = r.random()
+        if of_words or of_words is None and x < 0.25:
+            name = r.choice(words())
+        elif x < 0.7:
+            name = "".join(r.choice(SYLLABLES) for _ in range(r.choice((2, 2, 3)))).capitalize()
+        else:
+            part = lambda: r.choice(T["onsets"]) + r.choice("aeiou") + r.choice(T["codas"])
+            name = "".join(part() for _ in range(r.choice((1, 2, 2)))).capitalize()
+        if kept_back(name) == unseen:
+            return name
 
 
 def resembling(r, name):
@@ -188,18 +210,22 @@ class Question:
 class Haystack:
     """Facts about people, and questions for them."""
 
-    def __init__(self, r, count, new=0.45, near=0.5, alike=0.0, kinds=None, held_out=False, fits=None):
+    def __init__(self, r, count, new=0.45, near=0.5, alike=0.0, kinds=None, held_out=False, unseen=False, of_words=None, fits=None):
+        """`new`: how many names are invented; `alike`: how many codes begin as another does; `held_out`: questions, and `unseen`: names,
+        that training does not have; `of_words`: whether invented names are words, which are a quarter of them if None."""
         self.r, self.held_out = r, held_out
         kinds = kinds or ["code"] * 5 + ["city", "colour", "instrument"]
         names = []
-        while len(names) < count + 4:
+        while len(names) < count + 5:
             name = r.choice(NAMES)
             if r.random() < new:
                 strange = [n for n in names if n not in NAMES]
-                name = resembling(r, r.choice(strange)) if strange and r.random() < near / 2 else invented(r)
-            if name not in names and len(name) > 2 and (fits is None or name in NAMES or fits(name)):
+                name = resembling(r, r.choice(strange)) if strange and r.random() < near / 2 else invented(r, unseen, of_words)
+            strange = name not in NAMES
+            if name not in names and len(name) > 2 and not (strange and (kept_back(name) != unseen or fits and not fits(name))):
                 names.append(name)
-        self.absent = names[count:]
+        # Whom no fact is about, and who is to have somebody's code.
+        self.absent, self.linked = names[count:count + 4], names[count + 4]
         self.facts, self.links, codes = [], [], []
         for name in names[:count]:
             kind = r.choice(kinds)
@@ -246,8 +272,8 @@ class Haystack:
         cut = second.index(" not")
         return [first, ("copy", here, "name"), second[:cut], ("decide", second[cut:cut + 4]), second[cut + 4:]]
 
-    def single(self, kind=None):
-        fact = self.r.choice((self.of(kind) if kind else None) or self.facts)
+    def single(self, kind=None, among=None):
+        fact = self.r.choice(among or (self.of(kind) if kind else None) or self.facts)
         return Question(self.phrase(fact.kind, fact.name), self.said(fact), fact.kind, fact.name, "single", (fact.name,))
 
     def none(self):
@@ -269,11 +295,11 @@ class Haystack:
             fact = r.choice(codes)
             value = fact.value
             first, second = T["reverse"]["answer"].split("%")
-            that = second.index(" that")
-            second, last = second[that + 5:].split("@")
-            answer = [first + value + T["reverse"]["answer"].split("%")[1][:that], ("decide", " that"), second,
-                      ("copy", fact, "found"), last]
-        return Question(r.choice(T["reverse"]["questions"]).replace("%", value), answer, kind="reverse")
+            before, second = second.split(" that")
+            second, last = second.split("@")
+            answer = [first + value + before, ("decide", " that"), second, ("copy", fact, "found"), last]
+        kind = "reverse" if len(answer) > 3 else "absent"
+        return Question(r.choice(T["reverse"]["questions"]).replace("%", value), answer, kind=kind)
 
     def larger(self):
         codes = self.of("code")
@@ -288,11 +314,9 @@ class Haystack:
 
     def two_hop(self):
         r = self.r
-        fact, who = r.choice(self.facts), r.choice(self.absent + [f.name for f in self.facts])
-        relation = r.choice(RELATIONS)
-        taken = {(f.kind, f.name) for f in self.links}
-        if who == fact.name or (relation, who) in taken:
-            return self.single()
+        fact, relation = r.choice(self.facts), r.choice(RELATIONS)
+        taken = {fact.name} | {f.name for f in self.links if f.kind == relation}
+        who = r.choice([name for name in self.absent + [f.name for f in self.facts] if name not in taken])
         link = Fact(relation, who, fact.name, r.choice(T["two_hop"]["needle"]))
         self.links.append(link)
         first, second = T["two_hop"]["answer"].replace("~", relation).split("@")
@@ -305,11 +329,10 @@ class Haystack:
         codes = self.of("code")
         if not codes or any(f.kind == "same" for f in self.links):
             return self.single()
-        fact, who = self.r.choice(codes), self.absent[0]
+        fact, who = self.r.choice(codes), self.linked
         template = TEXTS["kinds"]["chain_link"]
         link = Fact("same", who, fact.name, template.replace("&", "%"))
         self.links.append(link)
-        self.absent = self.absent[1:]
         first, second = template.split("@")
         cut = second.index(" the same")
         second, decided, (third, last) = second[:cut], " the", second[cut + 4:].split("&")
@@ -418,8 +441,11 @@ def write_answer(page, question, places, asked, far):
     return page
 
 
-def begin(page, r, think):
+def begin(page, r, think, prefix=None):
     """What a conversation begins with: how to think, a system's words."""
+    if prefix:
+        page.put(prefix + USER)
+        return
     page.put(PROMPTS["thinking"].split(USER)[0] if think and r.random() < 0.6 else BOS)
     if r.random() < 0.12:
         page.put(r.choice(T["systems"]))
@@ -436,19 +462,20 @@ def answer_now(page, think, kind, attribute="", name=""):
     page.put(ANSWER, SAID if think else 0.0)
 
 
-def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=None, writer=None, new=0.45, alike=0.0,
-                 kinds=None, held_out=False, separator=None, fits=None):
-    """A text with questions: after it, before it, or in a turn of their own. `characters` is the text's length."""
+def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=None, writer=None, think=None,
+                 prefix=None, separator=None, **people):
+    """A text with questions: after it, before it, or in a turn of their own. `characters` is the text's length; `prefix` what the
+    conversation begins with, `people` are `Haystack`'s."""
     page = Page()
-    hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), new, alike=alike, kinds=kinds, held_out=held_out, fits=fits)
+    hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), **people)
     asked = [(writer or r.choice(QUESTIONS))(hay) for _ in range(r.randrange(asks[0], asks[1] + 1))]
     place = place or r.choices(["after", "turn", "before"], (68, 17, 15))[0]
     # Several names that are far away from their answer are the hardest to repeat.
     if place == "before" and not writer and r.random() < 0.6:
         asked[0] = r.choice((Haystack.larger, Haystack.several, Haystack.several, Haystack.two_hop))(hay)
     facts = hay.facts + hay.links
-    think = r.random() < 0.1
-    begin(page, r, think)
+    think = r.random() < 0.1 if think is None else think
+    begin(page, r, think, prefix)
     first = asked[0]
     names, far = {}, place == "before"
     if place == "before":
@@ -506,27 +533,26 @@ def filler(r, characters, about=None):
         found.append(s)
 
 
-def topical(r, characters, place=None):
-    """A text whose paragraphs are about several topics, one of them in most; the last paragraphs are about another."""
+def topical(r, characters, place=None, think=None):
+    """A text whose paragraphs are about four topics, one of them in most; the first is about any, the last about another. From 4,000
+    characters on that can be."""
     page = Page()
     main, *others = r.sample(sorted(TOPICS), 4)
     share, paragraphs, size = r.uniform(0.5, 0.75), [], 0
-    tail = min(characters // 3, r.randrange(900, 1600))
+    tail = r.randrange(500, 1000)
     while size < characters - tail:
-        topic = main if r.random() < share or not paragraphs else r.choice(others)
+        topic = r.choice([main, *others]) if not paragraphs else main if r.random() < share else r.choice(others)
         part = " ".join(filler(r, r.randrange(200, 600), topic))
         paragraphs.append((topic, part))
         size += len(part) + 1
     mass = {t: sum(len(p) for topic, p in paragraphs if topic == t) for t in (main, *others)}
     while mass[main] < 1.35 * max(mass[t] for t in others) + tail:
-        i = next((i for i, (topic, _) in enumerate(paragraphs) if topic != main), None)
-        if i is None:
-            break
+        i = r.choice([i for i, (topic, _) in enumerate(paragraphs) if i and topic != main])
         mass[paragraphs[i][0]] -= len(paragraphs[i][1])
         paragraphs[i] = (main, " ".join(filler(r, len(paragraphs[i][1]), main)))
         mass[main] += len(paragraphs[i][1])
     paragraphs.append((others[0], " ".join(filler(r, tail, others[0]))))
-    think = r.random() < 0.08
+    think = r.random() < 0.08 if think is None else think
     begin(page, r, think)
     place, joint = place or r.choices(["after", "turn"], (80, 20))[0], r.choice(SEPARATORS)
     for i, (topic, part) in enumerate(paragraphs):
@@ -710,17 +736,8 @@ def tool_use(r, natural, words="any", most=3):
 
 def json_mode(r, natural, characters):
     """A conversation in the mode of the format that asks for JSON."""
-    page = conversation(r, characters, natural if r.random() < 0.3 else None, writer=Haystack.json, facts=(1, 5), place="after")
-    before = PROMPTS["json"].split(USER)[0]
-    grown = len(before) - len(BOS)
-    page.parts[0] = before
-    page.starts = [0] + [at + grown for at in page.starts[1:]]
-    page.length += grown
-    page.first_question += grown
-    for c in page.copies:
-        c.to, c.source = tuple(x + grown for x in c.to), tuple(x + grown for x in c.source)
-        c.by, c.found, c.tell = c.by + grown, c.found + grown, c.tell + grown
-    return page
+    return conversation(r, characters, natural if r.random() < 0.3 else None, writer=Haystack.json, facts=(1, 5), place="after",
+                        prefix=PROMPTS["json"].split(USER)[0])
 
 
 def plain(r, natural, characters):
@@ -748,7 +765,7 @@ def sample(r, tokens, natural, shares=SHARES):
         return json_mode(r, natural, size * 2)
     if kind == "natural":
         return plain(r, natural, size * 4)
-    if kind == "topic" and tokens >= 512:
+    if kind == "topic" and tokens >= 1024:
         return topical(r, size * 4.2 - 100)
     facts = {256: ((2, 5), (2, 4)), 640: ((2, 8), (3, 6)), 1024: ((2, 12), (4, 9)), 2048: ((2, 16), (5, 12))}
     some = next((count for most, count in facts.items() if tokens <= most), facts[2048])

@@ -152,6 +152,8 @@ def main():
     p.add_argument("--bf16", action="store_true", help="matrices are multiplied in bfloat16, which some CPUs have instructions for")
     p.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     a = p.parse_args()
+    if not (a.steps or a.minutes):
+        p.error("--minutes or --steps says how long")
     torch.manual_seed(a.seed)
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.cache_size_limit = 64
