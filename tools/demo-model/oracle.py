@@ -52,7 +52,7 @@ def main():
         print(f"{len(before):,} tokens, {agree} of {len(after)} of the answer are the reference's: {answer!r}"
               f"{'' if answer == expected else f', {expected!r} expected'}", flush=True)
     print(f"{same} of {a.texts} answers are the reference's; of {said} tokens its MTP block drafts {drafted}")
-    return same < a.texts
+    return int(same < a.texts)
 
 
 if __name__ == "__main__":
