@@ -3,7 +3,7 @@
     fathom serve MODEL --port 8000 &
     python3 evaluate.py --base-url http://127.0.0.1:8000 [--documents 100] [--only needles,hca] [--json OUT]
 
-Texts are those of training's writers, from other seeds, with names and natural text that training does not have; prompts go as
+Texts are those of training's writers, from other seeds, with invented names and natural text that training does not have; prompts go as
 tokens of build/tokenizer.json, which must be the model's (`prepare.py --tokenizer`). Answers are greedy and must equal what was
 expected, character by character. Ends with 1 where a row has less than was asked.
 """

@@ -85,7 +85,7 @@ def kept_back(name):
 
 
 @functools.cache
-def words():
+def natural_words():
     """Words of natural text, as names."""
     texts = json.loads((HERE / "build/natural.json").read_text())["train"]
     found = {word.capitalize() for _, text in texts for word in re.findall(r"\b[a-z]{4,9}\b", text)}
@@ -97,7 +97,7 @@ def invented(r, unseen=False, of_words=None):
     while True:
         x = r.random()
         if of_words or of_words is None and x < 0.25:
-            name = r.choice(words())
+            name = r.choice(natural_words())
         elif x < 0.7:
             name = "".join(r.choice(SYLLABLES) for _ in range(r.choice((2, 2, 3)))).capitalize()
         else:
@@ -290,15 +290,14 @@ class Haystack:
             value = code(r)
             first, second = T["reverse"]["absent"].split("%")
             cut = second.index(" not")
-            answer = [first + value + second[:cut], ("decide", second[cut:cut + 4]), second[cut + 4:]]
+            answer, kind = [first + value + second[:cut], ("decide", second[cut:cut + 4]), second[cut + 4:]], "absent"
         else:
             fact = r.choice(codes)
-            value = fact.value
+            value, kind = fact.value, "reverse"
             first, second = T["reverse"]["answer"].split("%")
             before, second = second.split(" that")
             second, last = second.split("@")
             answer = [first + value + before, ("decide", " that"), second, ("copy", fact, "found"), last]
-        kind = "reverse" if len(answer) > 3 else "absent"
         return Question(r.choice(T["reverse"]["questions"]).replace("%", value), answer, kind=kind)
 
     def larger(self):
@@ -534,8 +533,9 @@ def filler(r, characters, about=None):
 
 
 def topical(r, characters, place=None, think=None):
-    """A text whose paragraphs are about four topics, one of them in most; the first is about any, the last about another. From 4,000
-    characters on that can be."""
+    """A text whose paragraphs are about four topics, one of them in most; the first is about any, the last about another. That takes
+    4,000 characters."""
+    assert characters >= 4000, f"{characters} characters have no room for a topic of most"
     page = Page()
     main, *others = r.sample(sorted(TOPICS), 4)
     share, paragraphs, size = r.uniform(0.5, 0.75), [], 0
@@ -879,7 +879,7 @@ def main():
     print(repr(conversation(r, 900, natural, place="before").text()), "\n")
     print(repr(tool_use(r, natural).text()[-900:]), "\n")
     print(repr(small_talk(r, natural, 900).text()), "\n")
-    page = topical(r, 3000)
+    page = topical(r, 4200)
     print(page.topic, repr(page.text()[-600:]))
     page = conversation(r, 600, None, place="before")
     e, tok = encoder.encode(page, 512), encoder.tokenizer
