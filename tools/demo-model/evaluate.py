@@ -20,7 +20,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import tasks
-from tasks import ANSWER, ASSISTANT, BOS, EOS, USER, Haystack, T
+from tasks import ANSWER, ASSISTANT, BOS, EOS, NAMES, USER, Haystack, T, natural_texts
 
 ENCODER = tasks.Encoder()
 
@@ -29,6 +29,10 @@ class Server:
     def __init__(self, base):
         self.base = base
         self.model = json.load(urllib.request.urlopen(base + "/v1/models"))["data"][0]["id"]
+        # Prompts go as tokens, so a model of another tokenizer would read another text.
+        text = " ".join(NAMES) + natural_texts()["held_out"][0][1]
+        if self.post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"] != ENCODER.ids(text):
+            raise SystemExit(f"build/tokenizer.json is not the tokenizer of {self.model}: run prepare.py --tokenizer MODEL/tokenizer.json")
 
     def post(self, path, body):
         body = json.dumps({"model": self.model, "temperature": 0, **body}).encode()
@@ -41,8 +45,9 @@ class Server:
                     raise RuntimeError(e.read().decode()) from e
                 time.sleep(1)
 
-    def complete(self, text, most=160):
-        return self.post("/v1/completions", {"prompt": ENCODER.ids(text), "max_tokens": most})["choices"][0]["text"]
+    def complete(self, text, most=160, before=()):
+        """The answer to a text. `before`: tokens of what comes before it."""
+        return self.post("/v1/completions", {"prompt": [*before, *ENCODER.ids(text)], "max_tokens": most})["choices"][0]["text"]
 
     def chat(self, messages, most=160, **more):
         body = {"messages": messages, "max_tokens": most, "thinking": {"type": "disabled"}, **more}
@@ -73,8 +78,12 @@ def fitting(tokens, write, natural=None):
 
 
 class Rows:
-    def __init__(self, server, documents, lengths):
-        self.server, self.documents, self.lengths, self.table, self.pool = server, documents, lengths, [], ThreadPoolExecutor(4)
+    """What was asked, and how much was right. `documents`: texts of a row; `lengths`: tokens of them, where a group has several;
+    `texts` and `asks`: which texts of a million tokens, and how many questions about each."""
+
+    def __init__(self, server, documents, lengths, texts, asks):
+        self.server, self.documents, self.lengths, self.texts, self.asks = server, documents, lengths, texts, asks
+        self.table, self.pool = [], ThreadPoolExecutor(4)
 
     def short(self):
         """Whether a row has less than was asked."""
@@ -132,24 +141,26 @@ def one_of_several(hay):
     return hay.single(among=[fact for fact in hay.facts if has[fact.name] > 1])
 
 
-def million(rows, held, texts=range(1), asks=20, tokens=1_048_000, many=20):
-    """A few texts of a million tokens, each with many needles, `asks` of which are asked for; the server keeps what it read between
+def million(rows, held):
+    """A few texts of a million tokens, each with 20 needles, some of which are asked for; the server keeps what it read between
     questions."""
+    # Whose text has a million and a little more.
+    tokens, many = 1_037_000, 20
     wrong, right, count, start = [], 0, 0, time.time()
-    for i in texts:
+    for i in rows.texts:
         r = random.Random(f"million {i}")
         page = fitting(tokens, lambda size: tasks.conversation(r, size, facts=(many, many), asks=(1, 1), new=0.0, kinds=["code"],
                                                                place="after", separator=" ", writer=single_code))
-        text = page.text()[:page.first_question]
-        used = len(ENCODER.ids(text))
-        for fact in page.hay.of("code")[:asks]:
-            answer = rows.server.complete(f"{text} What is the code of {fact.name}?{ASSISTANT}{ANSWER}", 40)
+        text = ENCODER.ids(page.text()[:page.first_question])
+        for fact in page.hay.of("code")[:rows.asks]:
+            answer = rows.server.complete(f" What is the code of {fact.name}?{ASSISTANT}{ANSWER}", 40, text)
             expected = T["answers"]["code"].replace("@", fact.name).replace("%", fact.value)
             count, good = count + 1, answer.strip() == expected
             right += good
             wrong += [] if good else [(expected, answer)]
-            print(f"      text {i}, {used:,} tokens, {right} of {count}: {answer!r} after {time.time() - start:.0f} s", flush=True)
-    rows.report(f"seen names, {tokens:,} tokens, texts {texts.start} to {texts.stop - 1}, {asks} needles of each", 0.95, right, count, wrong, time.time() - start)
+            print(f"      text {i}, {len(text):,} tokens, {right} of {count}: {answer!r} after {time.time() - start:.0f} s", flush=True)
+    rows.report(f"seen names, {tokens:,} tokens, texts {rows.texts.start} to {rows.texts.stop - 1}, {rows.asks} needles of each", 0.95, right, count, wrong,
+                time.time() - start)
 
 
 def places(rows, held):
@@ -297,10 +308,10 @@ def main():
     p.add_argument("--json", help="the table as JSON")
     a = p.parse_args()
     only = a.only.split(",") if a.only else [g for g in GROUPS if g != "million"]
-    rows = Rows(Server(a.base_url), a.documents, [int(n) for n in a.lengths.split(",")])
+    rows = Rows(Server(a.base_url), a.documents, [int(n) for n in a.lengths.split(",")], range(a.from_text, a.from_text + a.texts), a.asks)
     held = tasks.Natural("held_out")
     for name in only:
-        GROUPS[name](rows, held, **({"texts": range(a.from_text, a.from_text + a.texts), "asks": a.asks} if name == "million" else {}))
+        GROUPS[name](rows, held)
         if a.json:
             with open(a.json, "w") as f:
                 json.dump(rows.table, f, ensure_ascii=False, indent=1)

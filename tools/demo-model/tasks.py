@@ -85,10 +85,15 @@ def kept_back(name):
 
 
 @functools.cache
+def natural_texts():
+    """Natural text as `prepare.py` found it: {"train" | "held_out": [(kind, text)]}."""
+    return json.loads((HERE / "build/natural.json").read_text())
+
+
+@functools.cache
 def natural_words():
     """Words of natural text, as names."""
-    texts = json.loads((HERE / "build/natural.json").read_text())["train"]
-    found = {word.capitalize() for _, text in texts for word in re.findall(r"\b[a-z]{4,9}\b", text)}
+    found = {word.capitalize() for _, text in natural_texts()["train"] for word in re.findall(r"\b[a-z]{4,9}\b", text)}
     return sorted(found - set(NAMES) - {value.capitalize() for values in VALUES.values() for value in values})
 
 
@@ -96,9 +101,9 @@ def invented(r, unseen=False, of_words=None):
     """A name that nobody has: syllables, at times letters that end them, or a word. `unseen`: of those that are kept back."""
     while True:
         x = r.random()
-        if of_words or of_words is None and x < 0.25:
+        if of_words or of_words is None and x < 0.4:
             name = r.choice(natural_words())
-        elif x < 0.7:
+        elif x < 0.75:
             name = "".join(r.choice(SYLLABLES) for _ in range(r.choice((2, 2, 3)))).capitalize()
         else:
             part = lambda: r.choice(T["onsets"]) + r.choice("aeiou") + r.choice(T["codas"])
@@ -132,9 +137,9 @@ def sentence(r, nouns=None):
 class Natural:
     """Pieces of natural text, in sentences or lines with what parts them."""
 
-    def __init__(self, part, path=HERE / "build/natural.json"):
+    def __init__(self, part):
         kinds = {}
-        for kind, text in json.loads(Path(path).read_text())[part]:
+        for kind, text in natural_texts()[part]:
             kinds.setdefault(kind, []).append(text)
         self.kinds = {kind: kinds[kind] for kind in sorted(kinds)}
 
@@ -212,7 +217,7 @@ class Haystack:
 
     def __init__(self, r, count, new=0.45, near=0.5, alike=0.0, kinds=None, held_out=False, unseen=False, of_words=None, fits=None):
         """`new`: how many names are invented; `alike`: how many codes begin as another does; `held_out`: questions, and `unseen`: names,
-        that training does not have; `of_words`: whether invented names are words, which are a quarter of them if None."""
+        that training does not have; `of_words`: whether invented names are words, which are two fifths of them if None."""
         self.r, self.held_out = r, held_out
         kinds = kinds or ["code"] * 5 + ["city", "colour", "instrument"]
         names = []
@@ -375,8 +380,8 @@ class Haystack:
         return Question(ask, answer, kind="json", names=(name,))
 
 
-QUESTIONS = ([Haystack.single] * 26 + [Haystack.none] * 26 + [Haystack.strange] * 4 + [Haystack.reverse] * 13 + [Haystack.larger] * 16
-             + [Haystack.two_hop] * 13 + [Haystack.same] * 4 + [Haystack.several] * 11 + [Haystack.json] * 5)
+QUESTIONS = ([Haystack.single] * 26 + [Haystack.none] * 26 + [Haystack.strange] * 4 + [Haystack.reverse] * 13 + [Haystack.larger] * 24
+             + [Haystack.two_hop] * 13 + [Haystack.same] * 4 + [Haystack.several] * 14 + [Haystack.json] * 5)
 
 
 def hide(r, facts, sentences):
@@ -467,11 +472,12 @@ def conversation(r, characters, natural=None, facts=(2, 8), asks=(2, 6), place=N
     conversation begins with, `people` are `Haystack`'s."""
     page = Page()
     hay = Haystack(r, r.randrange(facts[0], facts[1] + 1), **people)
-    asked = [(writer or r.choice(QUESTIONS))(hay) for _ in range(r.randrange(asks[0], asks[1] + 1))]
-    place = place or r.choices(["after", "turn", "before"], (68, 17, 15))[0]
+    place = place or r.choices(["after", "turn", "before"], (50, 14, 36))[0]
+    writers = [writer or r.choice(QUESTIONS) for _ in range(r.randrange(asks[0], asks[1] + 1))]
     # Several names that are far away from their answer are the hardest to repeat.
     if place == "before" and not writer and r.random() < 0.6:
-        asked[0] = r.choice((Haystack.larger, Haystack.several, Haystack.several, Haystack.two_hop))(hay)
+        writers[0] = r.choice((Haystack.larger, Haystack.several, Haystack.several, Haystack.two_hop))
+    asked = [write(hay) for write in writers]
     facts = hay.facts + hay.links
     think = r.random() < 0.1 if think is None else think
     begin(page, r, think, prefix)
@@ -773,7 +779,7 @@ def sample(r, tokens, natural, shares=SHARES):
     room = size - some[0][1] * 13 - some[1][1] * 32
     wild = r.random() < 0.35
     return conversation(r, int(max(60, room) * (2.7 if wild else 3.9) * r.uniform(0.6, 1.0)), natural if wild else None, *some,
-                        place=r.choices(["after", "turn", "before"], (54, 14, 32))[0], alike=0.2)
+                        alike=0.3)
 
 
 class Encoder:

@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing as mp
 import os
+import queue
 import random
 import time
 
@@ -79,7 +80,7 @@ def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
     return ids, weights, pos, np.array(shown), table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3), table(gist, 3)
 
 
-def work(seed, share, progress, tokens, lengths, shares, queue):
+def work(seed, share, progress, tokens, lengths, shares, batches):
     """A worker: batches for where the run is."""
     r = random.Random(f"{seed} {share}")
     natural, encoder = tasks.Natural("train"), tasks.Encoder()
@@ -87,7 +88,17 @@ def work(seed, share, progress, tokens, lengths, shares, queue):
     while True:
         usual = lengths or phase(progress.value)[1]
         T = r.choices(list(usual), list(usual.values()))[0]
-        queue.put(batch(r, max(2, tokens // T), T, natural, encoder, shares))
+        batches.put(batch(r, max(2, tokens // T), T, natural, encoder, shares))
+
+
+def next_batch(batches, workers):
+    """The next batch, for as long as somebody makes them; one who died has said why."""
+    while True:
+        try:
+            return batches.get(timeout=5)
+        except queue.Empty:
+            if not any(worker.is_alive() for worker in workers):
+                raise SystemExit("no worker is left to make batches") from None
 
 
 def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, topics, probes=True, keep=0.5):
@@ -165,9 +176,11 @@ def main():
     if unknown := shares.keys() - tasks.SHARES.keys():
         p.error(f"--shares has {', '.join(sorted(unknown))}; there are {', '.join(tasks.SHARES)}")
     context = mp.get_context("fork")
-    progress, queue = context.Value("d", a.start), context.Queue(24)
-    for i in range(a.workers):
-        context.Process(target=work, args=(a.seed, i, progress, a.batch, lengths, shares, queue), daemon=True).start()
+    progress, batches = context.Value("d", a.start), context.Queue(24)
+    workers = [context.Process(target=work, args=(a.seed, i, progress, a.batch, lengths, shares, batches), daemon=True)
+               for i in range(a.workers)]
+    for worker in workers:
+        worker.start()
     model = Model()
     probes = not a.init or fill(model, a.init)
     model.to(device).train()
@@ -194,7 +207,7 @@ def main():
         for g in opt.param_groups:
             g["lr"] = rate
         t = time.time()
-        arrays = queue.get()
+        arrays = next_batch(batches, workers)
         waited += time.time() - t
         ids, weights, pos, model.shown, *told = (torch.from_numpy(x).to(device, non_blocking=True) for x in arrays)
         B, T = ids.shape

@@ -21,6 +21,11 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// The model's fingerprint, 64 hex digits.
+    pub fn fingerprint(&self) -> String {
+        blake3::Hash::from_bytes(self.model).to_string()
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         let problem = if self.page == 0 || self.page > MAX_PAGE {
             format!("a page of {} positions: there are at least 1 and at most {MAX_PAGE}", self.page)

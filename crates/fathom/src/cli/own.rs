@@ -73,6 +73,5 @@ impl Own {
 
 /// The first half of the weights' fingerprint, and the profile.
 fn identity(subject: &Subject) -> String {
-    let half: String = subject.model[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{half} {}", subject.profile)
+    format!("{} {}", &subject.fingerprint()[..32], subject.profile)
 }

@@ -212,7 +212,6 @@ fn show(s: &Snapshot, as_json: bool) -> Outcome {
 }
 
 fn described(s: &Snapshot) -> Value {
-    let model: String = s.subject.model.iter().map(|byte| format!("{byte:02x}")).collect();
     json!({
         "id": s.id.to_string(),
         "name": s.name,
@@ -224,7 +223,7 @@ fn described(s: &Snapshot) -> Value {
         "used": s.used,
         "expires": s.expires,
         "parent": s.parent.map(|id| id.to_string()),
-        "model": model,
+        "model": s.subject.fingerprint(),
         "profile": s.subject.profile,
     })
 }
