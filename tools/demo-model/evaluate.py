@@ -1,10 +1,11 @@
 """Measures the model of a running `fathom serve`, row by row of the README's table.
 
     fathom serve MODEL --port 8000 &
-    python3 evaluate.py --base-url http://127.0.0.1:8000 [--documents 100] [--only needles,hca] [--json OUT]
+    python3 evaluate.py --base-url http://127.0.0.1:8000 [--documents 100] [--lengths 4096,65536] [--only needles,hca] [--json OUT]
+    python3 evaluate.py --only million --texts 20 --asks 5 [--from-text 7]
 
 Texts are those of training's writers, from other seeds, with invented names and natural text that training does not have; prompts go as
-tokens of build/tokenizer.json, which must be the model's (`prepare.py --tokenizer`). Answers are greedy and must equal what was
+tokens of build/tokenizer.json, which must be the model's. Answers are greedy and must equal what was
 expected, character by character. Ends with 1 where a row has less than was asked.
 """
 
@@ -44,6 +45,7 @@ class Server:
                 if e.code != 429:
                     raise RuntimeError(e.read().decode()) from e
                 time.sleep(1)
+        raise RuntimeError(f"{self.base} is busy with others")
 
     def complete(self, text, most=160, before=()):
         """The answer to a text. `before`: tokens of what comes before it."""
@@ -98,7 +100,7 @@ class Rows:
         self.report(name, goal, len(asked) - len(wrong), len(asked), wrong, time.time() - start)
 
     def report(self, name, goal, right, count, wrong, seconds):
-        self.table.append(dict(name=name, goal=goal, right=right, of=count, seconds=round(seconds, 1), wrong=wrong[:8]))
+        self.table.append(dict(name=name, goal=goal, right=right, of=count, seconds=round(seconds, 1), wrong=wrong))
         print(f"{'  ' if right >= goal * count else '! '}{name}: {right} of {count} ({100 * right / max(1, count):.1f} %, "
               f"{100 * goal:.0f} asked), {seconds:.0f} s", flush=True)
         for expected, answer in wrong[:3]:
@@ -127,8 +129,8 @@ def needles(rows, held):
     for tokens in rows.lengths:
         near = tokens <= 4096
         rows.find("seen names", 0.99 if near else 0.98, tokens, single_code, separator=" ", new=0.0, kinds=["code"])
-        rows.find("invented names", 0.95 if near else 0.90, tokens, single_code, separator=" ", new=1.0, kinds=["code"], of_words=False)
-        rows.find("words as names", 0.95 if near else 0.90, tokens, single_code, separator=" ", new=1.0, kinds=["code"], of_words=True)
+        rows.find("invented names", 0.95 if near else 0.90, tokens, single_code, separator=" ", new=1.0, kinds=["code"], words=0.0)
+        rows.find("words as names", 0.95 if near else 0.90, tokens, single_code, separator=" ", new=1.0, kinds=["code"], words=1.0)
 
 
 def single_code(hay):
@@ -141,17 +143,24 @@ def one_of_several(hay):
     return hay.single(among=[fact for fact in hay.facts if has[fact.name] > 1])
 
 
+def larger_alike(hay):
+    """The larger of two codes that begin with the same digit."""
+    pairs = [(a, b) for a in hay.of("code") for b in hay.of("code") if a is not b and a.value[0] == b.value[0]]
+    return hay.larger(hay.r.choice(pairs)) if pairs else hay.single()
+
+
 def million(rows, held):
-    """A few texts of a million tokens, each with 20 needles, some of which are asked for; the server keeps what it read between
-    questions."""
-    # Whose text has a million and a little more.
-    tokens, many = 1_037_000, 20
+    """A few texts of a million tokens and some more, each with 20 needles, some of which are asked for; the server keeps what it
+    read between questions."""
+    least, many = 1_000_000, 20
     wrong, right, count, start = [], 0, 0, time.time()
     for i in rows.texts:
         r = random.Random(f"million {i}")
-        page = fitting(tokens, lambda size: tasks.conversation(r, size, facts=(many, many), asks=(1, 1), new=0.0, kinds=["code"],
-                                                               place="after", separator=" ", writer=single_code))
+        # Room for what comes out shorter.
+        page = fitting(1_037_000, lambda size: tasks.conversation(r, size, facts=(many, many), asks=(1, 1), new=0.0, kinds=["code"],
+                                                                  place="after", separator=" ", writer=single_code))
         text = ENCODER.ids(page.text()[:page.first_question])
+        assert len(text) >= least, f"text {i} has {len(text):,} tokens"
         for fact in page.hay.of("code")[:rows.asks]:
             answer = rows.server.complete(f" What is the code of {fact.name}?{ASSISTANT}{ANSWER}", 40, text)
             expected = T["answers"]["code"].replace("@", fact.name).replace("%", fact.value)
@@ -159,7 +168,7 @@ def million(rows, held):
             right += good
             wrong += [] if good else [(expected, answer)]
             print(f"      text {i}, {len(text):,} tokens, {right} of {count}: {answer!r} after {time.time() - start:.0f} s", flush=True)
-    rows.report(f"seen names, {tokens:,} tokens, texts {rows.texts.start} to {rows.texts.stop - 1}, {rows.asks} needles of each", 0.95, right, count, wrong,
+    rows.report(f"seen names, {least:,} tokens, texts {rows.texts.start} to {rows.texts.stop - 1}, {rows.asks} needles of each", 0.95, right, count, wrong,
                 time.time() - start)
 
 
@@ -198,8 +207,9 @@ def kinds(rows, held):
                                ("the larger of two", "larger", Haystack.larger), ("two-hop", "two_hop", Haystack.two_hop),
                                ("the same code as", "same", Haystack.same), ("several codes", "several", Haystack.several)):
         rows.find(f"{name}, seen names", 0.90, 4096, writer, kind, new=0.0)
-        rows.find(f"{name}, half of them invented", 0.90, 4096, writer, kind, new=0.45)
+        rows.find(f"{name}, half of them invented", 0.90, 4096, writer, kind, new=0.45, words=0.4)
         rows.find(f"{name}, asked before the text", 0.90, 4096, writer, kind, new=0.0, place="before")
+    rows.find("the larger of two that begin alike", 0.90, 4096, larger_alike, "larger", new=0.0, kinds=["code"])
 
 
 def hca(rows, held):
@@ -216,7 +226,7 @@ def tools(rows, held):
         formed, right, count, bad, wrong, start = 0, 0, 0, [], [], time.time()
         for i in range(rows.documents):
             r = random.Random(f"tool {words} {i}")
-            page = tasks.tool_use(r, held, words)
+            page = tasks.tool_use(r, held, words, unseen=True)
             if not page.asked:
                 continue
             request, values = page.asked[0]
@@ -241,7 +251,8 @@ def json_answers(rows, held):
     formed, right, count, bad, wrong, start = 0, 0, 0, [], [], time.time()
     for i in range(rows.documents):
         r = random.Random(f"json {i}")
-        page = tasks.conversation(r, 1500, writer=Haystack.json, facts=(2, 6), asks=(1, 1), place="after", think=False)
+        page = tasks.conversation(r, 1500, writer=Haystack.json, facts=(2, 6), asks=(1, 1), place="after", think=False,
+                                  unseen=True)
         prompt, expected = cut(page)
         content = prompt[prompt.rindex(USER) + len(USER):prompt.rindex(ASSISTANT)]
         answer = rows.server.chat([{"role": "user", "content": content}])["content"]

@@ -59,7 +59,8 @@ def drafts(model, documents=40):
     accepted = said = 0
     for i in range(documents):
         r = random.Random(f"mtp {i}")
-        page = tasks.conversation(r, 1500, facts=(4, 8), asks=(1, 1), new=0.3, writer=r.choice(tasks.QUESTIONS), think=False, fits=few_tokens)
+        page = tasks.conversation(r, 1500, facts=(4, 8), asks=(1, 1), new=0.3, writer=r.choice(tasks.QUESTIONS), place="after", think=False,
+                                  unseen=True, fits=few_tokens)
         prompt, answer = cut(page)
         ids = ENCODER.ids(prompt)
         answer = say(model, ids, ENCODER.ids(answer + tasks.EOS))

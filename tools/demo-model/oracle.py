@@ -38,7 +38,7 @@ def main():
     for i in range(a.texts):
         r = random.Random(f"oracle {i}")
         page = fitting(1024, lambda size: tasks.conversation(r, size, facts=(4, 8), asks=(1, 1), writer=WRITERS[i % len(WRITERS)],
-                                                             think=False, fits=few_tokens))
+                                                             place="after", think=False, unseen=True, fits=few_tokens))
         prompt, expected = cut(page)
         answer = server.complete(prompt)
         before, after = ENCODER.ids(prompt), ENCODER.ids(answer + tasks.EOS)

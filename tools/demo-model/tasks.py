@@ -97,11 +97,12 @@ def natural_words():
     return sorted(found - set(NAMES) - {value.capitalize() for values in VALUES.values() for value in values})
 
 
-def invented(r, unseen=False, of_words=None):
-    """A name that nobody has: syllables, at times letters that end them, or a word. `unseen`: of those that are kept back."""
+def invented(r, unseen=False, words=0.4):
+    """A name that nobody has: a word in a share `words` of them, else syllables, at times with letters between. `unseen`: of those
+    that are kept back."""
     while True:
         x = r.random()
-        if of_words or of_words is None and x < 0.4:
+        if x < words:
             name = r.choice(natural_words())
         elif x < 0.75:
             name = "".join(r.choice(SYLLABLES) for _ in range(r.choice((2, 2, 3)))).capitalize()
@@ -215,9 +216,9 @@ class Question:
 class Haystack:
     """Facts about people, and questions for them."""
 
-    def __init__(self, r, count, new=0.45, near=0.5, alike=0.0, kinds=None, held_out=False, unseen=False, of_words=None, fits=None):
+    def __init__(self, r, count, new=0.45, near=0.5, alike=0.0, kinds=None, held_out=False, unseen=False, words=0.4, fits=None):
         """`new`: how many names are invented; `alike`: how many codes begin as another does; `held_out`: questions, and `unseen`: names,
-        that training does not have; `of_words`: whether invented names are words, which are two fifths of them if None."""
+        that training does not have; `words`: how many invented names are words."""
         self.r, self.held_out = r, held_out
         kinds = kinds or ["code"] * 5 + ["city", "colour", "instrument"]
         names = []
@@ -225,7 +226,7 @@ class Haystack:
             name = r.choice(NAMES)
             if r.random() < new:
                 strange = [n for n in names if n not in NAMES]
-                name = resembling(r, r.choice(strange)) if strange and r.random() < near / 2 else invented(r, unseen, of_words)
+                name = resembling(r, r.choice(strange)) if strange and r.random() < near / 2 else invented(r, unseen, words)
             strange = name not in NAMES
             if name not in names and len(name) > 2 and not (strange and (kept_back(name) != unseen or fits and not fits(name))):
                 names.append(name)
@@ -305,11 +306,12 @@ class Haystack:
             answer = [first + value + before, ("decide", " that"), second, ("copy", fact, "found"), last]
         return Question(r.choice(T["reverse"]["questions"]).replace("%", value), answer, kind=kind)
 
-    def larger(self):
+    def larger(self, pair=None):
+        """The larger of two codes, of any two or of those."""
         codes = self.of("code")
         if len(codes) < 2:
             return self.single()
-        one, two = self.r.sample(codes, 2)
+        one, two = pair or self.r.sample(codes, 2)
         most = max(one, two, key=lambda f: f.value)
         first, last = T["larger"]["answer"].split("@")
         ask = self.r.choice(T["larger"]["questions"]).replace("@", one.name).replace("&", two.name)
@@ -637,15 +639,15 @@ def tool(r, natural, words="any"):
     return verb, noun, name, parameters
 
 
-def value(r, kind, key):
+def value(r, kind, key, unseen):
     if kind == "integer":
         return r.randrange(1, 100)
     if key == "name":
-        return invented(r) if r.random() < 0.4 else r.choice(NAMES)
+        return invented(r, unseen) if r.random() < 0.4 else r.choice(NAMES)
     if key == "colour":
         return r.choice(VALUES["colour"])
     if key == "city":
-        return r.choice(VALUES["city"]) if r.random() < 0.7 else invented(r)
+        return r.choice(VALUES["city"]) if r.random() < 0.7 else invented(r, unseen)
     if key == "date":
         return f"20{r.randrange(24, 30)}-{r.randrange(1, 13):02d}-{r.randrange(1, 29):02d}"
     return " ".join(r.choice(SLOTS["A"] + SLOTS["N"]) for _ in range(r.randrange(1, 4)))
@@ -697,8 +699,8 @@ def write_call(page, name, sources, parameters, values):
     page.put("</｜DSML｜invoke>\n</｜DSML｜tool_calls>" + EOS, 1.0)
 
 
-def tool_use(r, natural, words="any", most=3):
-    """A prompt with one tool, and up to `most` calls of it."""
+def tool_use(r, natural, words="any", most=3, unseen=False):
+    """A prompt with one tool, and up to `most` calls of it. `unseen`: with names that training does not have."""
     page = Page()
     verb, noun, name, parameters = tool(r, natural, words)
     definition = json.dumps(tool_definition(r, name, verb, noun, parameters), ensure_ascii=False)
@@ -722,7 +724,7 @@ def tool_use(r, natural, words="any", most=3):
             answer_now(page, think, "talk")
             page.put(entry["reply"] + EOS, 1.0)
             continue
-        values = {key: value(r, kind, key) for key, kind in parameters}
+        values = {key: value(r, kind, key, unseen) for key, kind in parameters}
         request = tool_request(r, verb, noun, parameters, values)
         at, _ = page.put(request, ASKED)
         for key, _ in parameters:

@@ -92,13 +92,13 @@ def work(seed, share, progress, tokens, lengths, shares, batches):
 
 
 def next_batch(batches, workers):
-    """The next batch, for as long as somebody makes them; one who died has said why."""
+    """The next batch, for as long as all who make them live."""
     while True:
         try:
             return batches.get(timeout=5)
         except queue.Empty:
-            if not any(worker.is_alive() for worker in workers):
-                raise SystemExit("no worker is left to make batches") from None
+            if ended := [worker.exitcode for worker in workers if not worker.is_alive()]:
+                raise SystemExit(f"a worker that makes batches ended with {ended[0]}") from None
 
 
 def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, topics, probes=True, keep=0.5):
