@@ -198,7 +198,7 @@ class Kind:
 
 def absent(rows, held):
     for tokens in rows.lengths:
-        rows.find("needle absent", 0.95, tokens, Haystack.none, "absent")
+        rows.find("needle absent", 0.95, tokens, Haystack.none, "absent", new=0.45, words=0.4)
 
 
 def kinds(rows, held):
@@ -252,7 +252,7 @@ def json_answers(rows, held):
     for i in range(rows.documents):
         r = random.Random(f"json {i}")
         page = tasks.conversation(r, 1500, writer=Haystack.json, facts=(2, 6), asks=(1, 1), place="after", think=False,
-                                  unseen=True)
+                                  new=0.45, words=0.4, unseen=True)
         prompt, expected = cut(page)
         content = prompt[prompt.rindex(USER) + len(USER):prompt.rindex(ASSISTANT)]
         answer = rows.server.chat([{"role": "user", "content": content}])["content"]

@@ -97,14 +97,14 @@ def natural_words():
     return sorted(found - set(NAMES) - {value.capitalize() for values in VALUES.values() for value in values})
 
 
-def invented(r, unseen=False, words=0.4):
+def invented(r, unseen=False, words=0.55):
     """A name that nobody has: a word in a share `words` of them, else syllables, at times with letters between. `unseen`: of those
     that are kept back."""
     while True:
         x = r.random()
         if x < words:
             name = r.choice(natural_words())
-        elif x < 0.75:
+        elif x < words + (1 - words) * 0.6:
             name = "".join(r.choice(SYLLABLES) for _ in range(r.choice((2, 2, 3)))).capitalize()
         else:
             part = lambda: r.choice(T["onsets"]) + r.choice("aeiou") + r.choice(T["codas"])
@@ -216,7 +216,7 @@ class Question:
 class Haystack:
     """Facts about people, and questions for them."""
 
-    def __init__(self, r, count, new=0.45, near=0.5, alike=0.0, kinds=None, held_out=False, unseen=False, words=0.4, fits=None):
+    def __init__(self, r, count, new=0.6, near=0.5, alike=0.0, kinds=None, held_out=False, unseen=False, words=0.55, fits=None):
         """`new`: how many names are invented; `alike`: how many codes begin as another does; `held_out`: questions, and `unseen`: names,
         that training does not have; `words`: how many invented names are words."""
         self.r, self.held_out = r, held_out
