@@ -4,9 +4,9 @@
     python3 evaluate.py --base-url http://127.0.0.1:8000 [--documents 100] [--lengths 4096,65536] [--only needles,hca] [--json OUT]
     python3 evaluate.py --only million --texts 20 --asks 5 [--from-text 7]
 
-Texts are those of training's writers, from other seeds, with invented names and natural text that training does not have; prompts go as
-tokens of build/tokenizer.json, which must be the model's. Answers are greedy and must equal what was
-expected, character by character. Ends with 1 where a row has less than was asked.
+Texts are those of training's writers, from other seeds, with invented names and natural text that training does not have; prompts go
+as tokens of build/tokenizer.json, which must be the model's. Answers are greedy and must equal what was expected, character by
+character. Ends with 1 where a row has less than was asked.
 """
 
 import argparse
@@ -24,6 +24,8 @@ import tasks
 from tasks import ANSWER, ASSISTANT, BOS, EOS, NAMES, USER, Haystack, T, natural_texts
 
 ENCODER = tasks.Encoder()
+# How many names are invented, and how many of those words, where rows have both: their own, whatever training's shares are.
+MIX = dict(new=0.45, words=0.4)
 
 
 class Server:
@@ -198,7 +200,7 @@ class Kind:
 
 def absent(rows, held):
     for tokens in rows.lengths:
-        rows.find("needle absent", 0.95, tokens, Haystack.none, "absent", new=0.45, words=0.4)
+        rows.find("needle absent", 0.95, tokens, Haystack.none, "absent", **MIX)
 
 
 def kinds(rows, held):
@@ -207,7 +209,7 @@ def kinds(rows, held):
                                ("the larger of two", "larger", Haystack.larger), ("two-hop", "two_hop", Haystack.two_hop),
                                ("the same code as", "same", Haystack.same), ("several codes", "several", Haystack.several)):
         rows.find(f"{name}, seen names", 0.90, 4096, writer, kind, new=0.0)
-        rows.find(f"{name}, half of them invented", 0.90, 4096, writer, kind, new=0.45, words=0.4)
+        rows.find(f"{name}, half of them invented", 0.90, 4096, writer, kind, **MIX)
         rows.find(f"{name}, asked before the text", 0.90, 4096, writer, kind, new=0.0, place="before")
     rows.find("the larger of two that begin alike", 0.90, 4096, larger_alike, "larger", new=0.0, kinds=["code"])
 
@@ -252,7 +254,7 @@ def json_answers(rows, held):
     for i in range(rows.documents):
         r = random.Random(f"json {i}")
         page = tasks.conversation(r, 1500, writer=Haystack.json, facts=(2, 6), asks=(1, 1), place="after", think=False,
-                                  new=0.45, words=0.4, unseen=True)
+                                  **MIX, unseen=True)
         prompt, expected = cut(page)
         content = prompt[prompt.rindex(USER) + len(USER):prompt.rindex(ASSISTANT)]
         answer = rows.server.chat([{"role": "user", "content": content}])["content"]

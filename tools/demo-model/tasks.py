@@ -33,6 +33,9 @@ SEPARATORS = [" ", "\n", "\n\n"]
 # Weights of what is to be predicted: filler, a question, an answer's own words, what was copied, what was decided, and a whole text's topic.
 FILLER, NATURAL, ASKED, SAID, COPIED, DECIDED, TOPIC = 0.1, 0.15, 0.03, 0.5, 2.0, 4.0, 40.0
 
+# How many invented names are words of natural text.
+WORDS = 0.55
+
 
 @dataclass
 class Copy:
@@ -97,7 +100,7 @@ def natural_words():
     return sorted(found - set(NAMES) - {value.capitalize() for values in VALUES.values() for value in values})
 
 
-def invented(r, unseen=False, words=0.55):
+def invented(r, unseen=False, words=WORDS):
     """A name that nobody has: a word in a share `words` of them, else syllables, at times with letters between. `unseen`: of those
     that are kept back."""
     while True:
@@ -216,7 +219,7 @@ class Question:
 class Haystack:
     """Facts about people, and questions for them."""
 
-    def __init__(self, r, count, new=0.6, near=0.5, alike=0.0, kinds=None, held_out=False, unseen=False, words=0.55, fits=None):
+    def __init__(self, r, count, new=0.6, near=0.5, alike=0.0, kinds=None, held_out=False, unseen=False, words=WORDS, fits=None):
         """`new`: how many names are invented; `alike`: how many codes begin as another does; `held_out`: questions, and `unseen`: names,
         that training does not have; `words`: how many invented names are words."""
         self.r, self.held_out = r, held_out
