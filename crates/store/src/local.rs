@@ -40,15 +40,15 @@ pub(crate) fn open(path: &Path) -> Result<Place, Error> {
 
 /// A folder with other things in it is somebody else's. An empty one or a store's is closed to others.
 fn check(path: &Path) -> Result<(), Error> {
-    if !path.join(MARKER).exists() {
-        for entry in fs::read_dir(path).map_err(|e| access("list", path, e))? {
-            let name = entry.map_err(|e| access("list", path, e))?.file_name();
-            let name = name.to_string_lossy();
-            // A disk's own folder, and the marker that another process is just writing.
-            if name != "lost+found" && !name.starts_with(MARKER) {
-                let problem = format!("holds {name:?} and is no store; give an empty or a new folder");
-                return Err(Error::Location { place: path.display().to_string(), problem });
-            }
+    for entry in fs::read_dir(path).map_err(|e| access("list", path, e))? {
+        let name = entry.map_err(|e| access("list", path, e))?.file_name();
+        let name = name.to_string_lossy();
+        // A disk's own folder, and the marker that another process is just writing.
+        let neutral = name == "lost+found" || name.starts_with(MARKER);
+        // Asked for once the name was seen: whoever is making the store beside us writes its marker first.
+        if !neutral && !path.join(MARKER).exists() {
+            let problem = format!("holds {name:?} and is no store; give an empty or a new folder");
+            return Err(Error::Location { place: path.display().to_string(), problem });
         }
     }
     #[cfg(unix)]

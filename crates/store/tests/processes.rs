@@ -57,6 +57,26 @@ fn step(ns: &Namespace, tight: &Namespace, random: u32, doing: &mut dyn FnMut(&'
     }
 }
 
+#[test]
+fn many_make_one_store_at_once() {
+    for round in 0..60 {
+        let folder = new_folder();
+        // Nobody has made it yet, or somebody its folder only.
+        let path = if round % 2 == 0 { folder.path().join("store") } else { folder.path().to_owned() };
+        let start = std::sync::Barrier::new(16);
+        std::thread::scope(|scope| {
+            for seed in 0..16 {
+                let (path, start) = (&path, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    save(&open(path, options()).namespace("a").unwrap(), &tokens(seed, 3));
+                });
+            }
+        });
+        assert_eq!(open(&path, options()).namespace("a").unwrap().list().unwrap().len(), 16);
+    }
+}
+
 /// Everything that is listed loads, and what nobody names goes.
 fn whole(path: &Path) -> usize {
     let store = open(path, options());
