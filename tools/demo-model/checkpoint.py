@@ -2,7 +2,6 @@
 
     python3 checkpoint.py build/model build/demo-model            parts, or a folder, to the official layout
     python3 checkpoint.py build/model build/no-hca --no-hca       the same with HCA's entries nought, to see what they are for
-    python3 checkpoint.py 'build/a*0.8+build/b*0.2' build/mean    the mean of two
 """
 
 import json
@@ -184,13 +183,7 @@ def save(model, out, probes=True):
 
 
 def restore(source):
-    """What `save` wrote as `SOURCE-N.safetensors`, the folder SOURCE in the official layout, or a mean of several: `A*0.8+B*0.2`. What
-    only some of them have is as in the last of those."""
-    if "*" in source:
-        parts = [(restore(name), float(share)) for name, _, share in (part.rpartition("*") for part in source.split("+"))]
-        everything = {k: v for p, _ in parts for k, v in p.items()}
-        mean = lambda k, v: sum(share * p[k] for p, share in parts) if v.is_floating_point() else v
-        return {k: mean(k, v) if all(k in p for p, _ in parts) else v for k, v in everything.items()}
+    """What `save` wrote as `SOURCE-N.safetensors`, or the folder SOURCE in the official layout."""
     if Path(source).is_dir():
         return load(source)
     found = {}

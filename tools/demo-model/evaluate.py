@@ -182,10 +182,13 @@ def places(rows, held):
 
 
 def natural(rows, held):
-    for kind in sorted(held.kinds):
+    trained = tasks.Natural("train")
+    for kind in sorted(trained.kinds):
+        # A machine has some twenty licences: where none of them is held out, those that were trained.
+        texts, name = (held, f"{kind} text") if kind in held.kinds else (trained, f"{kind} text that was trained")
         for tokens in rows.lengths:
-            rows.find(f"needle in {kind} text", 0.97, tokens, single_code, count=rows.documents // len(held.kinds) + 1,
-                      natural=Kind(held, kind), new=0.0)
+            rows.find(f"needle in {name}", 0.97, tokens, single_code, count=rows.documents // len(trained.kinds) + 1,
+                      natural=Kind(texts, kind), new=0.0)
 
 
 class Kind:

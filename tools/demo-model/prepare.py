@@ -1,6 +1,6 @@
 """Everything training needs beside the templates: natural text of this machine, a tokenizer, the prompt of tools.
 
-    python3 prepare.py                      writes build/natural.json, build/prompts.json, build/tokenizer.json
+    python3 prepare.py                      writes build/natural.json where it is not there, build/prompts.json, build/tokenizer.json
     python3 prepare.py --tokenizer FILE     the same with a tokenizer that is there, to go on from a model
 
 The templates and words are in crates/fathom/assets/demo-text.json, which `fathom demo` and `fathom needle` read too.

@@ -219,7 +219,7 @@ class Question:
 class Haystack:
     """Facts about people, and questions for them."""
 
-    def __init__(self, r, count, new=0.6, near=0.5, alike=0.0, kinds=None, held_out=False, unseen=False, words=WORDS, fits=None):
+    def __init__(self, r, count, new=0.6, alike=0.0, kinds=None, held_out=False, unseen=False, words=WORDS, fits=None):
         """`new`: how many names are invented; `alike`: how many codes begin as another does; `held_out`: questions, and `unseen`: names,
         that training does not have; `words`: how many invented names are words."""
         self.r, self.held_out = r, held_out
@@ -229,7 +229,7 @@ class Haystack:
             name = r.choice(NAMES)
             if r.random() < new:
                 strange = [n for n in names if n not in NAMES]
-                name = resembling(r, r.choice(strange)) if strange and r.random() < near / 2 else invented(r, unseen, words)
+                name = resembling(r, r.choice(strange)) if strange and r.random() < 0.25 else invented(r, unseen, words)
             strange = name not in NAMES
             if name not in names and len(name) > 2 and not (strange and (kept_back(name) != unseen or fits and not fits(name))):
                 names.append(name)
@@ -240,7 +240,7 @@ class Haystack:
             kind = r.choice(kinds)
             value = code(r) if kind == "code" else r.choice(VALUES[kind])
             if kind == "code":
-                if codes and r.random() < near / count:
+                if codes and r.random() < 0.5 / count:
                     value = list(r.choice(codes))
                     value[r.randrange(5)] = str(r.randrange(10))
                     value = "".join(value)
@@ -543,7 +543,7 @@ def filler(r, characters, about=None):
         found.append(s)
 
 
-def topical(r, characters, place=None, think=None):
+def topical(r, characters, think=None):
     """A text whose paragraphs are about four topics, one of them in most; the first is about any, the last about another. That takes
     4,000 characters."""
     assert characters >= 4000, f"{characters} characters have no room for a topic of most"
@@ -565,7 +565,7 @@ def topical(r, characters, place=None, think=None):
     paragraphs.append((others[0], " ".join(filler(r, tail, others[0]))))
     think = r.random() < 0.08 if think is None else think
     begin(page, r, think)
-    place, joint = place or r.choices(["after", "turn"], (80, 20))[0], r.choice(SEPARATORS)
+    place, joint = r.choices(["after", "turn"], (80, 20))[0], r.choice(SEPARATORS)
     for i, (topic, part) in enumerate(paragraphs):
         page.topics.append((*page.put(joint * (i > 0) + part, FILLER), sorted(TOPICS).index(topic)))
     page.first_question = page.length
@@ -764,26 +764,29 @@ def plain(r, natural, characters):
 SHARES = {"talk": 0.07, "tools": 0.06, "json": 0.03, "natural": 0.04, "topic": 0.15, "hidden": 0.65}
 
 
-def sample(r, tokens, natural, shares=SHARES):
-    """A page of about so many tokens."""
-    kind, size = r.choices(list(shares), list(shares.values()))[0], tokens
+# How many facts, and how many questions, a text of so many tokens has.
+MANY = {256: ((2, 5), (2, 4)), 512: ((2, 8), (3, 6)), 1024: ((2, 12), (4, 9)), 2048: ((2, 16), (5, 12))}
+
+
+def sample(r, tokens, natural):
+    """A page of about so many tokens, which `MANY` has."""
+    kind = r.choices(list(SHARES), list(SHARES.values()))[0]
     if kind == "talk":
-        return small_talk(r, natural, min(size, 512) * 3)
+        return small_talk(r, natural, min(tokens, 512) * 3)
     if kind == "tools" and 512 <= tokens <= 1024:
         # The prompt takes 390 of them.
-        return tool_use(r, natural, most=1 + (tokens > 512) + (tokens > 640))
+        return tool_use(r, natural, most=1 if tokens == 512 else 3)
     if kind == "json" and tokens >= 512:
-        return json_mode(r, natural, size * 2)
+        return json_mode(r, natural, tokens * 2)
     if kind == "natural":
-        return plain(r, natural, size * 4)
+        return plain(r, natural, tokens * 4)
     if kind == "topic" and tokens >= 1024:
-        return topical(r, size * 4.2 - 100)
-    facts = {256: ((2, 5), (2, 4)), 640: ((2, 8), (3, 6)), 1024: ((2, 12), (4, 9)), 2048: ((2, 16), (5, 12))}
-    some = next((count for most, count in facts.items() if tokens <= most), facts[2048])
+        return topical(r, tokens * 4.2 - 100)
+    facts, asks = MANY[tokens]
     # What facts, questions and answers take is taken from the text.
-    room = size - some[0][1] * 13 - some[1][1] * 32
+    room = tokens - facts[1] * 13 - asks[1] * 32
     wild = r.random() < 0.35
-    return conversation(r, int(max(60, room) * (2.7 if wild else 3.9) * r.uniform(0.6, 1.0)), natural if wild else None, *some,
+    return conversation(r, int(max(60, room) * (2.7 if wild else 3.9) * r.uniform(0.6, 1.0)), natural if wild else None, facts, asks,
                         alike=0.3)
 
 

@@ -49,11 +49,11 @@ def positions(r, T, first):
     return np.minimum(p, 2_000_000)
 
 
-def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
+def batch(r, B, T, natural, encoder):
     """One batch as arrays."""
     rows = []
     while len(rows) < B:
-        made = encoder.encode(tasks.sample(r, T, natural, shares), T)
+        made = encoder.encode(tasks.sample(r, T, natural), T)
         if made:
             rows.append(made)
     ids = np.array([row.ids for row in rows], np.int64)
@@ -80,15 +80,15 @@ def batch(r, B, T, natural, encoder, shares=tasks.SHARES):
     return ids, weights, pos, np.array(shown), table(copies, 4), others, table(names, 3), table(facts, 2), table(topics, 3), table(gist, 3)
 
 
-def work(seed, share, progress, tokens, lengths, shares, batches):
+def work(seed, share, progress, tokens, batches):
     """A worker: batches for where the run is."""
     r = random.Random(f"{seed} {share}")
     natural, encoder = tasks.Natural("train"), tasks.Encoder()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while True:
-        usual = lengths or phase(progress.value)[1]
-        T = r.choices(list(usual), list(usual.values()))[0]
-        batches.put(batch(r, max(2, tokens // T), T, natural, encoder, shares))
+        lengths = phase(progress.value)[1]
+        T = r.choices(list(lengths), list(lengths.values()))[0]
+        batches.put(batch(r, max(2, tokens // T), T, natural, encoder))
 
 
 def next_batch(batches, workers):
@@ -101,13 +101,13 @@ def next_batch(batches, workers):
                 raise SystemExit(f"a worker that makes batches ended with {ended[0]}") from None
 
 
-def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, topics, probes=True, keep=0.5):
+def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, topics, probes):
     """The whole loss of a batch, and numbers to show. `topics`: their tokens. `probes`: whether what reads entries has learned to."""
     B, T = ids.shape
-    hidden, drafted, aux = model(ids, pos, hca_bias, guide if strength else None, mtp)
-    # Filler and questions are thinned.
+    hidden, drafted, aux = model(ids, pos, hca_bias, guide, mtp)
+    # Of filler and questions every other token is asked, for twice its weight.
     thin = (weights > 0) & (weights <= 0.3)
-    weights = torch.where(thin & (torch.rand_like(weights) > keep), 0.0, torch.where(thin, weights / keep, weights))
+    weights = torch.where(thin & (torch.rand_like(weights) > 0.5), 0.0, torch.where(thin, 2 * weights, weights))
     parts, shown = [], {}
     for what, h, ahead in (("loss", hidden, 1), ("mtp", drafted, 2)):
         if h is None:
@@ -141,25 +141,16 @@ def losses(model, ids, weights, pos, guide, hca_bias, strength, mtp, topics, pro
     return total, shown
 
 
-def weighed(text):
-    """`a=1,b=2` as a dictionary."""
-    return {k: float(v) for k, _, v in (part.partition("=") for part in (text or "").split(",") if part)}
-
-
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--out", default=str(tasks.HERE / "build/model"))
     p.add_argument("--init", help="go on from these parameters: parts, or a folder in the official layout")
     p.add_argument("--minutes", type=float, help="how long")
     p.add_argument("--steps", type=int, help="how many")
-    p.add_argument("--stop", type=float, default=1.0, help="end at this share of the run")
     p.add_argument("--start", type=float, default=0.0, help="begin at this share of the run")
     p.add_argument("--batch", type=int, default=32768, help="tokens of a step")
     p.add_argument("--rate", type=float, default=2e-3)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--lengths", help="tokens of samples and how often, as 512=0.6,1024=0.4 [the schedule's]")
-    p.add_argument("--shares", help="what samples are of and how often, as tools=0.3,topic=0.2,hidden=0.5 [tasks.SHARES]")
-    p.add_argument("--guides", type=float, help="their weight [the schedule's]")
     p.add_argument("--bf16", action="store_true", help="matrices are multiplied in bfloat16, which some CPUs have instructions for")
     p.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     a = p.parse_args()
@@ -171,13 +162,9 @@ def main():
     v4.COMPILED = True
     device = "cuda" if torch.cuda.is_available() else "cpu"
     r = random.Random(a.seed)
-    lengths = {int(k): v for k, v in weighed(a.lengths).items()}
-    shares = weighed(a.shares) or tasks.SHARES
-    if unknown := shares.keys() - tasks.SHARES.keys():
-        p.error(f"--shares has {', '.join(sorted(unknown))}; there are {', '.join(tasks.SHARES)}")
     context = mp.get_context("fork")
     progress, batches = context.Value("d", a.start), context.Queue(24)
-    workers = [context.Process(target=work, args=(a.seed, i, progress, a.batch, lengths, shares, batches), daemon=True)
+    workers = [context.Process(target=work, args=(a.seed, i, progress, a.batch, batches), daemon=True)
                for i in range(a.workers)]
     for worker in workers:
         worker.start()
@@ -189,7 +176,7 @@ def main():
     other = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embed" not in n)]
     opt = torch.optim.AdamW([dict(params=decay, weight_decay=0.05), dict(params=other, weight_decay=0.0)], lr=a.rate,
                             betas=(0.9, 0.98), eps=1e-9, fused=device == "cuda")
-    log = open(f"{a.out}.jsonl", "a")
+    log = open(f"{a.out}.jsonl", "a" if a.init else "w")
     began, saved, step, tokens, waited, sums, counts = time.time(), time.time(), 0, 0, 0.0, {}, {}
     first = None
     while True:
@@ -197,11 +184,10 @@ def main():
             at = a.start + (1 - a.start) * step / a.steps
         else:
             at = a.start + (1 - a.start) * (0 if first is None else (time.time() - first) / 60 / a.minutes)
-        if at >= min(a.stop, 1.0):
+        if at >= 1.0:
             break
         progress.value = at
         _, _, strength, model.select, model.rounded = phase(at)
-        strength = strength if a.guides is None else a.guides
         done = (at - a.start) / (1 - a.start)
         rate = a.rate * min(1, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02)
         for g in opt.param_groups:

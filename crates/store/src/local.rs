@@ -44,7 +44,8 @@ fn check(path: &Path) -> Result<(), Error> {
         let name = entry.map_err(|e| access("list", path, e))?.file_name();
         let name = name.to_string_lossy();
         // A disk's own folder, and the marker that another process is just writing.
-        let neutral = name == "lost+found" || name.starts_with(MARKER);
+        let marker = name.strip_prefix(MARKER).is_some_and(|rest| rest.is_empty() || rest.starts_with('#'));
+        let neutral = name == "lost+found" || marker;
         // Asked for once the name was seen: whoever is making the store beside us writes its marker first.
         if !neutral && !path.join(MARKER).exists() {
             let problem = format!("holds {name:?} and is no store; give an empty or a new folder");

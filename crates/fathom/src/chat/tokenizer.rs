@@ -220,7 +220,7 @@ impl TokenizerEncoder for Tokenizer {
             let spelling = &text[range.clone()];
             match self.special(spelling) {
                 Some(id) => ids.push(id),
-                // A vocabulary may lack what this prompt can do without, as the embedded model's lacks tool calls.
+                // A vocabulary may lack what this prompt can do without.
                 None => self.extend_plain(&mut ids, spelling)?,
             }
             start = range.end;
