@@ -5,8 +5,8 @@
     fathom serve &
     python tests/clients/openai_chat.py [--base-url http://127.0.0.1:8080/v1] [--model NAME] [--expect-tool-call]
 
-The embedded model calls tools of words that it was taught, and not this one: it is only checked that it is asked properly. With a model that does,
---expect-tool-call wants a call, and gives its result back.
+The embedded model calls tools of words that it was taught, and not this one: it is only checked that it is asked
+properly. With a model that does, --expect-tool-call wants a call, and gives its result back.
 """
 
 import argparse

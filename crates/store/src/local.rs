@@ -44,8 +44,7 @@ fn check(path: &Path) -> Result<(), Error> {
         let name = entry.map_err(|e| access("list", path, e))?.file_name();
         let name = name.to_string_lossy();
         // A disk's own folder, and the marker that another process is just writing.
-        let marker = name.strip_prefix(MARKER).is_some_and(|rest| rest.is_empty() || rest.starts_with('#'));
-        let neutral = name == "lost+found" || marker;
+        let neutral = name == "lost+found" || name.strip_prefix(MARKER).is_some_and(|rest| rest.starts_with('#'));
         // Asked for once the name was seen: whoever is making the store beside us writes its marker first.
         if !neutral && !path.join(MARKER).exists() {
             let problem = format!("holds {name:?} and is no store; give an empty or a new folder");
@@ -145,6 +144,11 @@ mod tests {
         fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
         open(&new).unwrap();
         assert_eq!(fs::metadata(&new).unwrap().permissions().mode() & 0o777, 0o700);
+        fs::write(new.join("fathom-store#1"), b"").unwrap();
+        open(&new).unwrap();
+        fs::write(new.join("fathom-store.txt"), b"").unwrap();
+        assert!(open(&new).err().unwrap().to_string().contains("fathom-store.txt"));
+        fs::remove_file(new.join("fathom-store.txt")).unwrap();
         fs::write(new.join("thesis.txt"), b"").unwrap();
         assert!(open(&new).err().unwrap().to_string().contains("thesis.txt"));
         assert!(open(&new.join("thesis.txt")).is_err());
