@@ -2,7 +2,8 @@
 
 use std::future::Future;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -11,6 +12,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::files::{Files, Listed, Mode};
 use crate::{Error, local, s3};
+
+/// How long a store that is dropped waits for what nobody else waits for.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Nanoseconds since 1970.
 pub(crate) fn now_nanos() -> u64 {
@@ -41,6 +45,10 @@ impl<T> Pending<Result<T, Error>> {
 pub(crate) struct Backend {
     files: Files,
     runtime: Option<Runtime>,
+    /// Tasks that nobody waits for have a clone of it.
+    aside: Sender<()>,
+    /// Hears when no clone is left.
+    over: Mutex<Receiver<()>>,
 }
 
 impl Backend {
@@ -62,7 +70,8 @@ impl Backend {
             place: location.into(),
             cause: Box::new(cause),
         })?;
-        Ok(Backend { files: Files::new(place, location), runtime: Some(runtime) })
+        let (aside, over) = channel();
+        Ok(Backend { files: Files::new(place, location), runtime: Some(runtime), aside, over: Mutex::new(over) })
     }
 
     pub(crate) fn files(&self) -> &Files {
@@ -84,6 +93,15 @@ impl Backend {
             });
         }
         Pending(receive)
+    }
+
+    /// Starts a task that nobody waits for, but a store that is dropped for a moment.
+    pub(crate) fn start_aside(&self, task: impl Future<Output: Send> + Send + 'static) {
+        let running = self.aside.clone();
+        drop(self.start(async move {
+            task.await;
+            drop(running);
+        }));
     }
 
     fn run<T: Send + 'static>(
@@ -158,6 +176,9 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
+        self.aside = channel().0;
+        // What is left would be lost, or half a file, if the process ends next.
+        let _ = self.over.get_mut().unwrap_or_else(PoisonError::into_inner).recv_timeout(LAST);
         if let Some(runtime) = self.runtime.take() {
             // Does not wait, as a plain drop would, which panics on the threads of another runtime.
             runtime.shutdown_background();

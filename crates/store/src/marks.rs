@@ -140,10 +140,9 @@ impl Space {
         entry.touched = Some(Instant::now());
         drop(index);
         let (files, path) = (self.shared.backend.files().clone(), self.mark_path(id, USED));
-        // Not waited for.
-        drop(
-            self.shared.backend.start(async move { files.put(&path, [Bytes::new(), Bytes::new()], Mode::Quick).await }),
-        );
+        self.shared
+            .backend
+            .start_aside(async move { files.put(&path, [Bytes::new(), Bytes::new()], Mode::Quick).await });
     }
 }
 

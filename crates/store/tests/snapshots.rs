@@ -208,6 +208,18 @@ fn names_pins_and_limits() {
 }
 
 #[test]
+fn what_was_used_is_written_down_by_the_end() {
+    let folder = new_folder();
+    let ids = (0..100).map(|i| save(&open(folder.path(), options()).namespace("a").unwrap(), &tokens(i, 3)).id);
+    for id in ids.collect::<Vec<_>>() {
+        check(&open(folder.path(), options()).namespace("a").unwrap(), &id).unwrap();
+        let used = folder.path().join(format!("namespaces/a/marks/{id}.used"));
+        assert!(used.exists(), "the use of {id}");
+        assert!(files(folder.path()).iter().all(|file| !file.to_string_lossy().contains('#')));
+    }
+}
+
+#[test]
 fn keys_are_asked_for_and_compared() {
     let folder = new_folder();
     let with = |byte: u8| Options { key: Some(fathom_store::Key::new([byte; 32])), ..options() };
