@@ -49,7 +49,8 @@ fn page_bytes(loaded: &Loaded) -> u64 {
 
 /// Saves a session of `n` tokens, and again when it is `m` tokens longer. Checks what the second cost, and returns it.
 fn grow(loaded: &Loaded, n: usize, m: usize) -> u64 {
-    let folder = new_folder();
+    // Hundreds of megabytes, which a container's /dev/shm may not have.
+    let folder = tempfile::tempdir().unwrap();
     let ns = open(folder.path(), options());
     let tokens = loaded.tokens(n as u32, n + m);
     let (mut state, logits) = session(loaded, &tokens[..n]);

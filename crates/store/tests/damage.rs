@@ -145,7 +145,10 @@ fn cut_deleted_and_swapped() {
         copy(&whole, &now);
         spoil();
         survives(&now, options(), &ids, &what);
-        fs::remove_dir_all(&now).unwrap();
+        // A read of pages that was given up may still end in it.
+        while now.exists() {
+            let _ = fs::remove_dir_all(&now);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ fn the_least_recently_used_go_first() {
     for tokens in &all[..5] {
         ids.push(save(&ns, tokens).id);
         // The times of files are coarse.
-        std::thread::sleep(Duration::from_millis(12));
+        std::thread::sleep(Duration::from_millis(50));
     }
     ids.push(save(&other, &all[5]).id);
     ns.pin(&ids[0], true).unwrap();

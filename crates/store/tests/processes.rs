@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -162,7 +162,8 @@ fn readers_beside_writers_beside_a_collector() {
         });
         let ns = open(folder.path(), options()).namespace("a").unwrap();
         let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(700) {
+        let few = || loads.load(Ordering::Relaxed) < 10 && start.elapsed() < Duration::from_secs(60);
+        while start.elapsed() < Duration::from_millis(700) || few() {
             for n in [18, 22, 24] {
                 let id = save(&ns, &tokens(1, n)).id;
                 assert_eq!(check(&ns, &id).unwrap(), tokens(1, n));
@@ -171,7 +172,7 @@ fn readers_beside_writers_beside_a_collector() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    assert!(loads.into_inner() > 10);
+    assert!(loads.into_inner() >= 10);
     assert_eq!(whole(folder.path()), 1);
 }
 
@@ -198,16 +199,17 @@ fn killed_at_any_moment() {
     let path = folder.path().join("store");
     let rounds: u32 = asked.map_or(20, |n| n.parse().unwrap());
     let (mut most, mut counts) = (0, BTreeMap::<String, u32>::new());
+    drop(open(&path, options()));
     for round in 0..rounds {
         let children = [2 * round, 2 * round + 1].map(|seed| (seed, child(&path, seed)));
         std::thread::sleep(Duration::from_millis(60 + u64::from(round * 37 % 101)));
         for (seed, mut child) in children {
-            assert!(child.try_wait().unwrap().is_none(), "the child failed by itself: {:?}", {
-                let output = child.wait_with_output().unwrap();
-                String::from_utf8_lossy(&output.stderr).into_owned()
-            });
-            child.kill().unwrap();
-            child.wait().unwrap();
+            if child.0.try_wait().unwrap().is_some() {
+                let mut said = String::new();
+                child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+                panic!("the child failed by itself: {said}");
+            }
+            drop(child);
             let note = path.with_extension(seed.to_string());
             let did = fs::read_to_string(&note).unwrap_or_default();
             *counts.entry(format!("killed in {}", did.lines().last().unwrap_or("start"))).or_default() += 1;
@@ -224,13 +226,23 @@ fn killed_at_any_moment() {
     assert!(most > 0);
 }
 
-fn child(path: &Path, seed: u32) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+/// A process that is killed when this is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn child(path: &Path, seed: u32) -> Killed {
+    let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "busy_child", "--nocapture"])
         .env("FATHOM_TEST_STORE", path)
         .env("FATHOM_TEST_SEED", seed.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .spawn();
+    Killed(child.unwrap())
 }

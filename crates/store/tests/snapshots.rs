@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::path::PathBuf;
+
 use common::*;
 use fathom_store::{Error, Found, Match, Miss, NewSnapshot, Options, Subject};
 use proptest::prelude::*;
@@ -44,11 +46,13 @@ fn growth_writes_what_is_new() {
     // Long enough for several blocks of tokens.
     let subject = Subject { page: 1000, ..subject() };
     let all = tokens(1, 50_500);
+    // One may just get its name: the empty file that tells of a use.
+    let size = |file: &PathBuf| file.metadata().map_or(0, |data| data.len());
     let save = |n: usize| {
         let new = NewSnapshot { tokens: &all[..n], ..NewSnapshot::default() };
-        let before: u64 = files(folder.path()).iter().map(|f| f.metadata().unwrap().len()).sum();
+        let before: u64 = files(folder.path()).iter().map(size).sum();
         let (saved, asked) = save_as(&ns, &subject, &new).unwrap();
-        let after: u64 = files(folder.path()).iter().map(|f| f.metadata().unwrap().len()).sum();
+        let after: u64 = files(folder.path()).iter().map(size).sum();
         // The count of the day's bytes is 96 bytes long and written over.
         let grown = after - before;
         assert!(saved.bytes_written == grown || saved.bytes_written + 96 == grown, "{saved:?} {grown}");
@@ -98,10 +102,14 @@ fn removing_erases_what_nothing_else_uses() {
     assert!(ns.remove(&one).unwrap_err().to_string().contains("being read"));
     drop(loaded);
     ns.remove(&one).unwrap();
-    for kind in ["objects", "manifests", "pending", "condemned", "marks"] {
+    for kind in ["objects", "manifests", "pending", "condemned"] {
         assert_eq!(of_kind(folder.path(), kind).len(), 0, "{kind}");
     }
     assert_eq!(ns.find(&subject(), &all).unwrap().miss, Some(Miss::Evicted { position: all.len() }));
+    drop(ns);
+    // That it was used may have been written down after it went.
+    open(folder.path(), options()).collect().unwrap();
+    assert_eq!(of_kind(folder.path(), "marks").len(), 0);
 }
 
 #[test]

@@ -129,7 +129,7 @@ fn restored_states_beside_others() {
             assert_eq!(said, *alone, "round {round}");
             reused += usage.reused_tokens;
         }
-        assert!(reused > 1000 || round == 0, "{reused}");
+        assert!(reused > 900 || round == 0, "{reused}");
         engine.drain();
     }
 }

@@ -128,7 +128,8 @@ fn a_request_at_a_time() {
     all.go_on(&me, "a", ask(prompt(100)), sink).unwrap();
     let again = all.go_on(&me, "a", ask(vec![1]), |_| ControlFlow::Continue(()));
     assert!(matches!(again, Err(Error::SessionBusy { .. })));
-    drop((go, events));
+    // In this order: what it is woken to say is heard by nobody.
+    drop((events, go));
     // Whoever asked has left before the prompt was read: nothing has happened.
     while all.get(&me, "a").unwrap().busy {
         std::thread::yield_now();

@@ -94,7 +94,7 @@ mod tests {
         let ledger = Ledger::default();
         let watch = Watch::start(Some(std::process::id()), Some(ledger.clone()));
         let held = ledger.reserve(Share::State, 12345).unwrap();
-        std::thread::sleep(Duration::from_millis(250));
+        std::thread::sleep(Duration::from_secs(1));
         let points = watch.end();
         drop(held);
         assert!(points.len() >= 3, "{points:?}");

@@ -13,8 +13,8 @@ use super::trie::Ready;
 use super::watch::Watched;
 use super::{Form, Format, Refused, Said, at, told};
 
-/// The time that an answer's masks may take, and what each adds to it: far more than they do take. Grammars have limits in
-/// steps, but not all steps are the same.
+/// The time of a processor that an answer's masks may take, and what each adds to it: far more than they do take. Grammars
+/// have limits in steps, but not all steps are the same.
 const TIME: Duration = Duration::from_secs(1);
 const TIME_EACH: Duration = Duration::from_millis(20);
 /// The most that an answer's copy of a grammar may take to make: the others' next tokens wait for it.
@@ -53,8 +53,8 @@ impl Compiled {
     /// Nothing fits the form, its first mask takes too long, or what was said of the answer already is no beginning of one.
     pub(super) fn new(ready: Arc<Ready>, form: &Form, mut matcher: Matcher) -> Result<Compiled, Refused> {
         // The first mask is the dearest, and shows whether there is anything to say at all.
-        let start = Instant::now();
-        if matcher.compute_mask_or_eos().is_err() || start.elapsed() > TIME {
+        let start = time_run();
+        if matcher.compute_mask_or_eos().is_err() || time_run() - start > TIME {
             return Err(Refused::new(at(form), "there is nothing that fits it, or it is too much to tell"));
         }
         // The machine may be busy once or twice.
@@ -110,6 +110,12 @@ impl Constraint for Compiled {
     }
 }
 
+/// How long this thread has run: a machine that is busy with something else is no reason to end an answer.
+fn time_run() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// One answer.
 struct Guide {
     ready: Arc<Ready>,
@@ -139,10 +145,10 @@ impl Mask for Guide {
             Phase::Text { opening: false } => &free.text,
             Phase::Text { opening: true } => &free.opening,
             Phase::Held => {
-                let start = Instant::now();
+                let start = time_run();
                 let mask = self.watched.during(|| self.matcher.compute_mask_or_eos());
                 self.mask = mask.map_err(|error| self.problem(error))?;
-                let left = (self.left + TIME_EACH).checked_sub(start.elapsed());
+                let left = (self.left + TIME_EACH).checked_sub(time_run() - start);
                 self.left = left.ok_or(TOO_LONG)?;
                 self.exponents.limit(&mut self.mask, &self.ready.tokenizer, &self.ready.long);
                 self.mask.as_slice()

@@ -10,15 +10,14 @@ use tokio::sync::oneshot;
 use super::{Parrot, ask, post, read_events, small};
 use crate::server::serve::serve_until;
 
-/// Waits for something to become true, ten seconds at most.
-pub async fn until(mut done: impl FnMut() -> bool) {
-    for _ in 0..1000 {
-        if done() {
-            return;
+/// Waits for something to become true, however busy the machine is.
+pub async fn until(mut done: impl AsyncFnMut() -> bool) {
+    let happens = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("it did not happen");
+    };
+    tokio::time::timeout(Duration::from_secs(120), happens).await.expect("it did not happen");
 }
 
 fn slow(words: usize) -> Parrot {
@@ -46,9 +45,9 @@ async fn a_client_that_leaves_stops_its_generation() {
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(serve_until(listener, parrot.small_service(), std::future::pending()));
         let connection = connect(address, &ask(json!({"stream": stream})).to_string()).await;
-        until(|| parrot.seen.tokens.load(Ordering::SeqCst) > 3).await;
+        until(async || parrot.seen.tokens.load(Ordering::SeqCst) > 3).await;
         drop(connection);
-        until(|| parrot.seen.cancelled.load(Ordering::SeqCst)).await;
+        until(async || parrot.seen.cancelled.load(Ordering::SeqCst)).await;
         assert!(parrot.seen.tokens.load(Ordering::SeqCst) < 1000);
         server.abort();
     }
@@ -64,9 +63,9 @@ async fn stopping_finishes_what_runs_and_takes_no_more() {
         stopped.await.unwrap();
     }));
     let mut connection = connect(address, &ask(json!({"stream": true})).to_string()).await;
-    until(|| parrot.seen.tokens.load(Ordering::SeqCst) > 3).await;
+    until(async || parrot.seen.tokens.load(Ordering::SeqCst) > 3).await;
     stop.send(()).unwrap();
-    until(|| std::net::TcpStream::connect(address).is_err()).await;
+    until(async || std::net::TcpStream::connect(address).is_err()).await;
     let mut text = String::new();
     connection.read_to_string(&mut text).await.unwrap();
     assert!(text.contains("data: [DONE]"), "{text}");
@@ -86,7 +85,7 @@ async fn half_a_request_does_not_keep_the_server() {
     let mut half = TcpStream::connect(address).await.unwrap();
     half.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost").await.unwrap();
     let mut whole = connect(address, &ask(json!({})).to_string()).await;
-    until(|| parrot.seen.tokens.load(Ordering::SeqCst) > 3).await;
+    until(async || parrot.seen.tokens.load(Ordering::SeqCst) > 3).await;
     stop.send(()).unwrap();
     let mut text = String::new();
     whole.read_to_string(&mut text).await.unwrap();
@@ -105,14 +104,14 @@ async fn a_full_queue_says_come_back() {
     let server = tokio::spawn(serve_until(listener, service, std::future::pending()));
     let body = ask(json!({"stream": true})).to_string();
     let first = connect(address, &body).await;
-    until(|| parrot.seen.tokens.load(Ordering::SeqCst) > 0).await;
+    until(async || parrot.seen.tokens.load(Ordering::SeqCst) > 0).await;
     let mut text = String::new();
     connect(address, &body).await.read_to_string(&mut text).await.unwrap();
     assert!(text.starts_with("HTTP/1.1 429"), "{text}");
     assert!(text.contains("retry-after") && text.contains("queue_full"), "{text}");
     // The place is free again once the first has left.
     drop(first);
-    until(|| parrot.seen.cancelled.load(Ordering::SeqCst)).await;
+    until(async || parrot.seen.cancelled.load(Ordering::SeqCst)).await;
     let mut tries = 0;
     loop {
         let mut second = connect(address, &body).await;

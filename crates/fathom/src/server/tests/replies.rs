@@ -162,7 +162,7 @@ async fn a_stop_string_ends_the_answer_and_the_work() {
     let (_, reply) = post(&parrot, ask(json!({"stop": ["STOP"]}))).await;
     assert_eq!(reply["choices"][0]["message"]["content"], "one two ");
     assert_eq!(reply["choices"][0]["finish_reason"], "stop");
-    super::lifetime::until(|| parrot.seen.cancelled.load(std::sync::atomic::Ordering::SeqCst)).await;
+    super::lifetime::until(async || parrot.seen.cancelled.load(std::sync::atomic::Ordering::SeqCst)).await;
     assert!(parrot.seen.tokens.load(std::sync::atomic::Ordering::SeqCst) < 400);
 }
 
