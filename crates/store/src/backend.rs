@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -11,9 +11,10 @@ use futures_util::{StreamExt, TryStreamExt};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::files::{Files, Listed, Mode};
+use crate::store::lock;
 use crate::{Error, local, s3};
 
-/// How long a store that is dropped waits for what nobody else waits for.
+/// How long a store that is dropped waits for what nobody else waits for, if no read is under way that was given up.
 const LAST: Duration = Duration::from_secs(1);
 
 /// Nanoseconds since 1970.
@@ -178,7 +179,7 @@ impl Drop for Backend {
     fn drop(&mut self) {
         self.aside = channel().0;
         // What is left would be lost, or half a file, if the process ends next.
-        let _ = self.over.get_mut().unwrap_or_else(PoisonError::into_inner).recv_timeout(LAST);
+        let _ = lock(&self.over).recv_timeout(LAST);
         if let Some(runtime) = self.runtime.take() {
             // Does not wait, as a plain drop would, which panics on the threads of another runtime.
             runtime.shutdown_background();

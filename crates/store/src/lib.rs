@@ -6,6 +6,7 @@
 //! files, and the reasons why writers, readers and collectors of several processes need no lock.
 //!
 //! All calls block the calling thread and may come from any thread; an async caller gives them a thread that may block.
+//! So may dropping the last handle, for a second at most.
 #![deny(unsafe_code)]
 
 mod backend;

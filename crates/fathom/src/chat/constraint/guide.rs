@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fathom_engine::{Constraint, Mask};
 use llguidance::Matcher;
@@ -13,8 +13,8 @@ use super::trie::Ready;
 use super::watch::Watched;
 use super::{Form, Format, Refused, Said, at, told};
 
-/// The time of a processor that an answer's masks may take, and what each adds to it: far more than they do take. Grammars
-/// have limits in steps, but not all steps are the same.
+/// The time of a processor that an answer's masks may take, and what each adds to it: far more than they do take.
+/// Grammars have limits in steps, but not all steps are the same.
 const TIME: Duration = Duration::from_secs(1);
 const TIME_EACH: Duration = Duration::from_millis(20);
 /// The most that an answer's copy of a grammar may take to make: the others' next tokens wait for it.
@@ -54,14 +54,14 @@ impl Compiled {
     pub(super) fn new(ready: Arc<Ready>, form: &Form, mut matcher: Matcher) -> Result<Compiled, Refused> {
         // The first mask is the dearest, and shows whether there is anything to say at all.
         let start = time_run();
-        if matcher.compute_mask_or_eos().is_err() || time_run() - start > TIME {
+        if matcher.compute_mask_or_eos().is_err() || time_run().saturating_sub(start) > TIME {
             return Err(Refused::new(at(form), "there is nothing that fits it, or it is too much to tell"));
         }
-        // The machine may be busy once or twice.
+        // A processor that is shared with other machines may be slow once or twice.
         let copies = |_| {
-            let start = Instant::now();
+            let start = time_run();
             drop(matcher.deep_clone());
-            start.elapsed() <= TIME_COPY
+            time_run().saturating_sub(start) <= TIME_COPY
         };
         if !(0..3).any(copies) {
             return Err(Refused::new(at(form), "its grammar is too large; ask for something simpler"));
@@ -148,7 +148,7 @@ impl Mask for Guide {
                 let start = time_run();
                 let mask = self.watched.during(|| self.matcher.compute_mask_or_eos());
                 self.mask = mask.map_err(|error| self.problem(error))?;
-                let left = (self.left + TIME_EACH).checked_sub(time_run() - start);
+                let left = (self.left + TIME_EACH).checked_sub(time_run().saturating_sub(start));
                 self.left = left.ok_or(TOO_LONG)?;
                 self.exponents.limit(&mut self.mask, &self.ready.tokenizer, &self.ready.long);
                 self.mask.as_slice()
@@ -180,5 +180,18 @@ impl Mask for Guide {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_that_of_the_thread() {
+        let start = time_run();
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(time_run() - start < Duration::from_millis(100));
+        while time_run() - start < Duration::from_millis(100) {}
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::{Parrot, ask, post, read_events, small};
 use crate::server::serve::serve_until;
 
-/// Waits for something to become true, however busy the machine is.
+/// Waits for something to become true, two minutes at most: the machine may be busy.
 pub async fn until(mut done: impl AsyncFnMut() -> bool) {
     let happens = async {
         while !done().await {
