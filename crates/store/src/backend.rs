@@ -96,8 +96,8 @@ impl Backend {
         Pending(receive)
     }
 
-    /// Starts a task that nobody waits for, but a store that is dropped for a moment.
-    pub(crate) fn start_aside(&self, task: impl Future<Output: Send> + Send + 'static) {
+    /// Starts a task that nobody waits for but a store that is dropped, and that not for long.
+    pub(crate) fn start_aside(&self, task: impl Future + Send + 'static) {
         let running = self.aside.clone();
         drop(self.start(async move {
             task.await;

@@ -162,7 +162,7 @@ fn readers_beside_writers_beside_a_collector() {
         });
         let ns = open(folder.path(), options()).namespace("a").unwrap();
         let start = Instant::now();
-        let few = || loads.load(Ordering::Relaxed) < 10 && start.elapsed() < Duration::from_secs(60);
+        let few = || loads.load(Ordering::Relaxed) <= 10 && start.elapsed() < Duration::from_secs(60);
         while start.elapsed() < Duration::from_millis(700) || few() {
             for n in [18, 22, 24] {
                 let id = save(&ns, &tokens(1, n)).id;
@@ -172,7 +172,7 @@ fn readers_beside_writers_beside_a_collector() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    assert!(loads.into_inner() >= 10);
+    assert!(loads.into_inner() > 10);
     assert_eq!(whole(folder.path()), 1);
 }
 
@@ -199,7 +199,6 @@ fn killed_at_any_moment() {
     let path = folder.path().join("store");
     let rounds: u32 = asked.map_or(20, |n| n.parse().unwrap());
     let (mut most, mut counts) = (0, BTreeMap::<String, u32>::new());
-    fs::create_dir(&path).unwrap();
     for round in 0..rounds {
         let children = [2 * round, 2 * round + 1].map(|seed| (seed, child(&path, seed)));
         std::thread::sleep(Duration::from_millis(60 + u64::from(round * 37 % 101)));
@@ -215,6 +214,8 @@ fn killed_at_any_moment() {
             *counts.entry(format!("killed in {}", did.lines().last().unwrap_or("start"))).or_default() += 1;
             let _ = fs::remove_file(note);
         }
+        // Neither may have come to make it.
+        fs::create_dir_all(&path).unwrap();
         for kind in ["pending", "condemned"] {
             *counts.entry(format!("left {kind}")).or_default() += u32::from(!of_kind(&path, kind).is_empty());
         }

@@ -115,7 +115,8 @@ fn those_who_leave_change_nothing() {
 /// States from a store, and sessions, beside others.
 #[test]
 fn restored_states_beside_others() {
-    let folder = tempfile::tempdir().unwrap();
+    // In memory where that can be had: what a slow disk is not done with is dropped, and what is found again is counted.
+    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let requests = mixed(12);
     let alone: Vec<Said> = requests.iter().map(alone).collect();
     for round in 0..3 {
@@ -129,7 +130,7 @@ fn restored_states_beside_others() {
             assert_eq!(said, *alone, "round {round}");
             reused += usage.reused_tokens;
         }
-        assert!(reused > 900 || round == 0, "{reused}");
+        assert!(reused > 1000 || round == 0, "{reused}");
         engine.drain();
     }
 }

@@ -122,10 +122,10 @@ async fn who_left_does_not_stand_in_its_own_way() {
     let (status, reply) = call(&router, "POST", "/v1/chat/completions", long()).await;
     assert_eq!(status, 200, "{reply}");
     engine.drain();
-    // All of the one, and not all of the other.
+    // All of the one and little of the other.
     let (counts, total) = (engine.counts(), reply["usage"]["prompt_tokens"].as_u64().unwrap());
     let read = counts.prompt_tokens - counts.reused_tokens;
-    assert!((total..total * 9 / 5).contains(&read), "{read} of {total}");
+    assert!((total..total + total / 2).contains(&read), "{read} of {total}");
 }
 
 /// It can be seen while it is read, by its owner alone, and stopped.
